@@ -1,0 +1,45 @@
+# Every command of the project; `make` alone lists them. Needs Python 3.11, 3.12 or 3.13.
+
+PYTHON ?= python3
+ARGS ?= objective=sct weighting=unit
+
+BIN := .venv/bin
+INSTALLED := .venv/.installed
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.PHONY: help install train test check lint format tensorboard
+
+help: ## list the commands
+	@echo 'usage: make COMMAND [ARGS="..."] [PYTHON=python3.12]'
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  %-12s %s\n", $$1, $$2 }' Makefile
+
+install: $(INSTALLED) ## make .venv and install into it; does nothing when nothing changed
+
+$(INSTALLED): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' 2>/dev/null \
+	  || { echo 'error: $(PYTHON) is missing or not Python 3.11-3.13; name one: make PYTHON=python3.12 ...' >&2; exit 1; }
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --disable-pip-version-check -e '.[dev]' -c constraints.txt
+	@touch $@
+
+train: $(INSTALLED) ## train sCT on MNIST; another job: make train ARGS="objective=diffusion"
+	$(BIN)/python run.py $(ARGS)
+
+test: lint ## all that `check` does, and the slow tests too
+	$(BIN)/python -m pytest
+
+check: lint ## format, lint, types, import direction and the fast tests
+	$(BIN)/python -m pytest -m "not slow"
+
+lint: $(INSTALLED) ## format, lint and types, nothing run
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+format: $(INSTALLED) ## put the code into its format, mend what lint can mend
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+tensorboard: $(INSTALLED) ## show all runs at http://127.0.0.1:6006
+	$(BIN)/tensorboard --logdir outputs --host 127.0.0.1 --samples_per_plugin images=100

@@ -1,0 +1,18 @@
+"""Train one configuration, or a sweep of them: `python run.py --help`."""
+
+import hydra
+from omegaconf import DictConfig
+
+from scm import config, launch
+
+config.register()
+
+
+@hydra.main(version_base="1.3", config_path="conf", config_name="config")
+def main(cfg: DictConfig) -> float | None:
+    """One run in its own folder; returns the metric that a sweeper may minimise."""
+    return launch.main(cfg)
+
+
+if __name__ == "__main__":
+    main()

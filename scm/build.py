@@ -1,0 +1,210 @@
+"""From a composed config to objects: the only module that calls `instantiate`.
+
+It refuses every `_target_` that is not a class of this project's or an optimiser of torch's before it
+calls anything, and turns a constructor's ValueError into one line for the user. Configs are plain
+resolved dicts here, whether they come from Hydra or out of a checkpoint.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from hydra.errors import InstantiationException
+from hydra.utils import get_class, instantiate
+from omegaconf import OmegaConf
+from torch import nn
+
+from scm import checkpoint, rng, runtime, validate
+from scm.config import TrainerConfig
+from scm.data import Dataset
+from scm.errors import UserError
+from scm.evaluate import Evaluator
+from scm.experiment import Experiment
+from scm.objectives import Objective
+from scm.runfolder import RunFolder, flatten
+from scm.samplers import Sampler
+
+FROM_TEACHER = "teacher"  # objective.init: start from the teacher's weights
+NOT_ARGUMENTS = ("lr", "dropout", "init", "teacher", "teacher_recipe")  # of an objective's class
+
+T = TypeVar("T")
+
+
+def construct(base: Callable[..., T], key: str, config: dict[str, Any], **more: Any) -> T:
+    """Build the `base` that `config["_target_"]` names; `key` is where it stands, for errors."""
+    for where, target in flatten(config, key).items():
+        if where.endswith("._target_"):
+            _refuse_foreign(where, target)
+    if not issubclass(get_class(config["_target_"]), base):  # type: ignore[arg-type]
+        raise UserError(f"{key}._target_={config['_target_']}: refused, not a {base.__name__}")
+    try:
+        return instantiate(config, **more, _convert_="all")
+    except InstantiationException as error:
+        if isinstance(error.__cause__, ValueError):
+            raise UserError(f"{key}: {error.__cause__}") from error
+        raise
+
+
+def _refuse_foreign(where: str, target: str) -> None:
+    """`scm.data.os.system` begins with `scm.` too: what is found must have been defined there."""
+    validate.check_target(where, target)
+    try:
+        home = get_class(target).__module__
+    except Exception as error:
+        raise UserError(f"{where}={target}: refused, there is no such class") from error
+    if not f"{home}.".startswith(validate.TARGET_PREFIXES):
+        raise UserError(f"{where}={target}: refused, defined in {home}, outside this project")
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A network out of a run, with the config that made it."""
+
+    net: nn.Module  # EMA weights, eval mode, without gradients
+    config: dict[str, Any]
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """(C, H, W)."""
+        channels, height, width = self.config["data"]["image_shape"]
+        return channels, height, width
+
+    @property
+    def sigma_data(self) -> float:
+        """The data's standard deviation in the run."""
+        return self.config["data"]["sigma_data"]
+
+
+def network(config: dict[str, Any], device: torch.device, dtype: torch.dtype) -> nn.Module:
+    """A new network as the `model` group says, its inner layers computing in `dtype`."""
+    net = construct(nn.Module, "model", config["model"])
+    net.compute_dtype = dtype  # type: ignore[assignment]
+    return net.to(device, memory_format=torch.channels_last)
+
+
+def trained_network(path: str | Path, device: torch.device, dtype: torch.dtype) -> Trained:
+    """The EMA network of a run folder, a checkpoint or a safetensors file.
+
+    Raises UserError where there is none, or where it is damaged or does not fit its own config.
+    """
+    weights, config = checkpoint.read_weights(Path(path))
+    net = network(config, device, dtype)
+    load_weights(net, weights, str(path))
+    return Trained(net.eval().requires_grad_(False), config)
+
+
+def load_weights(net: nn.Module, weights: dict[str, torch.Tensor], source: str) -> None:
+    """Copy weights into a network; UserError, naming the first misfit, where they do not fit."""
+    mine = {name: tuple(tensor.shape) for name, tensor in net.state_dict().items()}
+    theirs = {name: tuple(tensor.shape) for name, tensor in weights.items()}
+    misfits = [k for k in sorted(mine | theirs) if mine.get(k) != theirs.get(k)]
+    if misfits:
+        name = misfits[0]
+        raise UserError(
+            f"{source}: its weights are of another network: {name} is {theirs.get(name)} there and "
+            f"{mine.get(name)} here; use the model group it was trained with"
+        )
+    net.load_state_dict(weights)
+
+
+def sampler(config: dict[str, Any], name: str, sigma_data: float) -> Sampler:
+    """The sampler that stands under sampler.NAME."""
+    return construct(Sampler, f"sampler.{name}", config, sigma_data=sigma_data)  # type: ignore[type-abstract]
+
+
+def experiment(
+    config: dict[str, Any], folder: RunFolder, *, config_text: str, teacher: str | None
+) -> Experiment:
+    """Build everything that a run needs; nothing is written. UserError where the parts do not fit.
+
+    `teacher` is the path of the model to distil, for an objective that does.
+    """
+    trainer: TrainerConfig = OmegaConf.to_object(
+        OmegaConf.merge(OmegaConf.structured(TrainerConfig), config["trainer"])
+    )  # type: ignore[assignment]
+    runtime.prepare(trainer.threads)
+    device = runtime.find_device(trainer.device)
+    dtype = runtime.find_dtype(trainer.precision, device)
+    dataset = construct(Dataset, "data", config["data"]).to(device)  # type: ignore[type-abstract]
+    torch.manual_seed(rng.derive_seed(config["seed"], "weights"))
+    net = network(config, device, dtype)
+    objective = _objective(config, net, teacher, device, dtype)
+    samplers = {
+        name: sampler(settings, name, dataset.sigma_data)
+        for name, settings in config["sampler"].items()
+    }
+    labels = config["model"]["num_classes"] > 0
+    if labels and config["model"]["num_classes"] != dataset.num_classes:
+        raise UserError(
+            f"model.num_classes={config['model']['num_classes']}: {dataset.name} has "
+            f"{dataset.num_classes} classes; use that number, or 0 for an unconditional model"
+        )
+    return Experiment(
+        folder=folder,
+        config=config,
+        config_text=config_text,
+        trainer=trainer,
+        dataset=dataset,
+        net=net,
+        objective=objective,
+        optimizer=construct(
+            torch.optim.Optimizer, "optimizer", config["optimizer"], params=list(net.parameters())
+        ),
+        evaluator=Evaluator(
+            objective=objective,
+            dataset=dataset,
+            samplers=samplers,
+            seed=config["seed"],
+            labels=labels,
+            device=device,
+        ),
+        device=device,
+        dtype=dtype,
+    )
+
+
+def _objective(
+    config: dict[str, Any],
+    net: nn.Module,
+    teacher: str | None,
+    device: torch.device,
+    dtype: torch.dtype,
+) -> Objective:
+    """The objective with its weighting and teacher; `net` gets its starting weights."""
+    settings = config["objective"]
+    parts: dict[str, Any] = {
+        "weighting": construct(object, "weighting", config["weighting"]),
+        "sigma_data": config["data"]["sigma_data"],
+    }
+    init = settings.get("init")
+    if teacher:
+        distilled = _fitting(teacher, "objective.teacher", config, device, dtype)
+        if "tangent" in distilled.config["objective"]:
+            raise UserError(
+                f"objective.teacher={teacher}: a consistency model, so not a velocity to distil; "
+                "train one with objective=diffusion"
+            )
+        parts["teacher"] = distilled.net
+        init = teacher if init == FROM_TEACHER else init
+    if init is not None:
+        start = _fitting(init, "objective.init", config, device, dtype)
+        load_weights(net, start.net.state_dict(), f"objective.init={init}")
+    arguments = {key: value for key, value in settings.items() if key not in NOT_ARGUMENTS}
+    return construct(Objective, "objective", arguments, **parts)  # type: ignore[type-abstract]
+
+
+def _fitting(
+    path: str, key: str, config: dict[str, Any], device: torch.device, dtype: torch.dtype
+) -> Trained:
+    """A trained network for this run's data and classes."""
+    trained = trained_network(path, device, dtype)
+    for group, name in (("data", "name"), ("data", "sigma_data"), ("model", "num_classes")):
+        mine, theirs = config[group][name], trained.config[group][name]
+        if mine != theirs:
+            raise UserError(
+                f"{key}={path}: trained with {group}.{name}={theirs}, this run has {mine}; "
+                "make them equal"
+            )
+    return trained

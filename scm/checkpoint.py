@@ -1,0 +1,136 @@
+"""Checkpoints: written whole, verified when read, loadable without running code.
+
+A checkpoint is a dict of tensors, numbers, strings, lists and dicts. Its `sha256` covers everything
+else in it: torch.load and safetensors both load a flipped bit silently. Knows nothing of training.
+"""
+
+import hashlib
+import io
+import json
+import logging
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save as safetensors_bytes
+from torch import Tensor
+
+from scm.errors import UserError
+from scm.files import write_atomic
+
+log = logging.getLogger(__name__)
+
+SUFFIX = ".pt"
+EMA_FILE = "ema.safetensors"
+
+
+def digest(value: Any) -> str:
+    """SHA-256 over a nested state: order of dict keys, types, dtypes, shapes and bytes all count."""
+    sha = hashlib.sha256()
+
+    def feed(part: Any) -> None:
+        if isinstance(part, Tensor):
+            data = part.detach().cpu().contiguous()
+            sha.update(f"tensor {data.dtype} {tuple(data.shape)} ".encode())
+            sha.update(data.reshape(-1).view(torch.uint8).numpy().data)
+        elif isinstance(part, dict):
+            sha.update(f"dict {len(part)} ".encode())
+            for key, item in part.items():
+                feed(key)
+                feed(item)
+        elif isinstance(part, list | tuple):
+            sha.update(f"list {len(part)} ".encode())
+            for item in part:
+                feed(item)
+        else:
+            sha.update(f"{type(part).__name__} {part!r} ".encode())
+
+    feed(value)
+    return sha.hexdigest()
+
+
+def save(folder: Path, state: dict[str, Any], *, step: int, keep: int) -> Path:
+    """Write `state` as the checkpoint of `step`, then remove all but the newest `keep`."""
+    buffer = io.BytesIO()
+    torch.save({**state, "sha256": digest(state)}, buffer)
+    path = folder / f"step-{step:08d}{SUFFIX}"
+    write_atomic(path, buffer.getvalue())
+    for old in _newest_first(folder)[keep:]:
+        old.unlink()
+    return path
+
+
+def read(path: Path) -> dict[str, Any]:
+    """Load and verify one checkpoint onto the CPU; UserError where it is not whole."""
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+        expected = state.pop("sha256")
+    except Exception as error:  # torch raises many kinds for damaged files
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise UserError(f"{path}: not a readable checkpoint of this project ({reason})") from error
+    if digest(state) != expected:
+        raise UserError(
+            f"{path}: damaged, its contents do not match their checksum; restore the file"
+        )
+    return state
+
+
+def newest(folder: Path) -> dict[str, Any] | None:
+    """The newest whole checkpoint in `folder`; damaged ones are named and passed over.
+
+    None where there is no checkpoint at all; UserError where there are only damaged ones.
+    """
+    paths = _newest_first(folder)
+    for path in paths:
+        try:
+            return read(path)
+        except UserError as error:
+            log.warning("%s; trying the one before it", error)
+    if paths:
+        raise UserError(f"{folder}: no whole checkpoint among {len(paths)}; start a new run folder")
+    return None
+
+
+def _newest_first(folder: Path) -> list[Path]:
+    return sorted(folder.glob(f"step-*{SUFFIX}"), reverse=True)
+
+
+def save_weights(path: Path, weights: dict[str, Tensor], config: dict[str, Any]) -> None:
+    """Write weights alone as safetensors, the config that builds their network as metadata."""
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in weights.items()}
+    metadata = {"config": json.dumps(config), "sha256": digest(dict(sorted(tensors.items())))}
+    write_atomic(path, safetensors_bytes(tensors, metadata))
+
+
+def read_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """EMA weights and resolved config of a run folder, a checkpoint or a safetensors file.
+
+    Raises UserError, in one line, where there is no such thing or it is damaged.
+    """
+    if path.is_dir():
+        state = newest(path / "checkpoints")
+        if state is None:
+            raise UserError(f"{path}: no checkpoint in this folder; name a run's folder or a file")
+    elif not path.exists():
+        raise UserError(f"{path}: no such file or folder; name a run's folder or a checkpoint file")
+    elif path.suffix == ".safetensors":
+        return _read_safetensors(path)
+    else:
+        state = read(path)
+    return state["ema"], state["config"]
+
+
+def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        config = json.loads(metadata["config"])
+    except (SafetensorError, KeyError, ValueError) as error:
+        raise UserError(f"{path}: not weights of this project ({error})") from error
+    if digest(dict(sorted(weights.items()))) != metadata.get("sha256"):
+        raise UserError(
+            f"{path}: damaged, its weights do not match their checksum; restore the file"
+        )
+    return weights, config

@@ -1,0 +1,347 @@
+"""The schema of conf/: names and types, no values and no torch.
+
+Every field is MISSING here: a value stands once, in yaml, with its source. Group options name their
+schema first (`defaults: [schema_..., _self_]`), so an unknown key or a wrong type fails at once.
+"""
+
+from dataclasses import dataclass, field, fields, is_dataclass
+from enum import Enum
+from typing import Any
+
+from hydra.core.config_store import ConfigStore
+from omegaconf import MISSING, DictConfig, OmegaConf
+
+from scm.errors import UserError
+
+
+class Jvp(Enum):
+    """How dF/dt is computed: one pass that carries it, or torch.func.jvp beside the forward pass."""
+
+    dual = "dual"
+    split = "split"
+
+
+class Norm(Enum):
+    """How long a tangent is: `l2` as in the paper, or `rms` = l2 / sqrt(D), the same at any size."""
+
+    rms = "rms"
+    l2 = "l2"
+
+
+class Precision(Enum):
+    """What the network's inner layers compute in; times, tangents' coefficients are float32."""
+
+    auto = "auto"
+    fp32 = "fp32"
+    bf16 = "bf16"
+
+
+class Device(Enum):
+    """Where to train; `auto` takes the first of cuda, mps, cpu that is there."""
+
+    auto = "auto"
+    cpu = "cpu"
+    cuda = "cuda"
+    mps = "mps"
+
+
+@dataclass
+class Targeted:
+    """A group whose option names the class it builds."""
+
+    _target_: str = MISSING
+
+
+@dataclass
+class DataConfig(Targeted):
+    """What every data set has."""
+
+    name: str = MISSING
+    image_shape: list[int] = MISSING  # (channels, height, width)
+    sigma_data: float = MISSING
+    sigma_data_tolerance: float = MISSING  # relative
+
+
+@dataclass
+class IdxFileConfig:
+    """One idx file."""
+
+    file: str = MISSING  # name in the folder, without .gz
+    sha256: str | None = MISSING  # of the raw contents
+
+
+@dataclass
+class IdxImagesConfig(DataConfig):
+    """mnist, fashion_mnist."""
+
+    root: str = MISSING
+    num_classes: int = MISSING
+    train_size: int = MISSING
+    test_size: int = MISSING
+    train_images: IdxFileConfig = MISSING
+    train_labels: IdxFileConfig = MISSING
+    test_images: IdxFileConfig = MISSING
+    test_labels: IdxFileConfig = MISSING
+    torchvision: str | None = MISSING
+    download: bool = MISSING
+    remedy: str = MISSING
+
+
+@dataclass
+class BimodalConfig(DataConfig):
+    """The toy."""
+
+    mean: float = MISSING
+    std: float = MISSING
+
+
+@dataclass
+class TimeEmbeddingConfig(Targeted):
+    """What every time embedding has."""
+
+    dim: int = MISSING
+    c_noise: str = MISSING
+    sigma_data: float = MISSING
+
+
+@dataclass
+class PositionalConfig(TimeEmbeddingConfig):
+    """positional."""
+
+    max_positions: float = MISSING
+
+
+@dataclass
+class FourierConfig(TimeEmbeddingConfig):
+    """fourier."""
+
+    scale: float = MISSING
+
+
+@dataclass
+class ModelConfig(Targeted):
+    """What every network has."""
+
+    time_embedding: TimeEmbeddingConfig = MISSING
+    image_shape: list[int] = MISSING
+    dropout: float = MISSING
+    num_classes: int = MISSING
+    embedding_width: int = MISSING
+    norm: str = MISSING
+
+
+@dataclass
+class UNetConfig(ModelConfig):
+    """unet, unet_small, unet_attention."""
+
+    patch: int = MISSING
+    widths: list[int] = MISSING
+    blocks: list[int] = MISSING
+    attention_heads: int = MISSING
+
+
+@dataclass
+class MobileConfig(ModelConfig):
+    """unet_mobile."""
+
+    width: int = MISSING
+    multipliers: list[int] = MISSING
+    groups: int = MISSING
+
+
+@dataclass
+class MLPConfig(ModelConfig):
+    """mlp."""
+
+    width: int = MISSING
+    blocks: int = MISSING
+
+
+@dataclass
+class TangentConfig(Targeted):
+    """What is done to g: `raw` needs nothing."""
+
+
+@dataclass
+class NormalizeConfig(TangentConfig):
+    """g / (||g|| + c)."""
+
+    c: float = MISSING
+    norm: Norm = MISSING
+
+
+@dataclass
+class ClipConfig(TangentConfig):
+    """g in [-bound, bound]."""
+
+    bound: float = MISSING
+
+
+@dataclass
+class ObjectiveConfig(Targeted):
+    """diffusion, and what all objectives have."""
+
+    P_mean: float = MISSING
+    P_std: float = MISSING
+    adaptive_weight: bool = MISSING
+    dropout: float = MISSING  # the network's
+    lr: float = MISSING  # the optimiser's peak rate, which depends on the objective
+
+
+@dataclass
+class ConsistencyConfig(ObjectiveConfig):
+    """sct."""
+
+    tangent: TangentConfig = MISSING
+    tangent_warmup_steps: int = MISSING
+    jvp: Jvp = MISSING
+    init: str | None = MISSING  # a path whose EMA weights to start from
+
+
+@dataclass
+class SCDConfig(ConsistencyConfig):
+    """scd. `init` may be `teacher`."""
+
+    teacher: str | None = MISSING
+    teacher_recipe: str | None = MISSING
+
+
+@dataclass
+class WeightingConfig(Targeted):
+    """unit, inv_sigma, no_prior."""
+
+    sigma_data: float = MISSING
+
+
+@dataclass
+class SamplerConfig(Targeted):
+    """What every sampler has."""
+
+    sigma_max: float = MISSING
+
+
+@dataclass
+class ConsistencyStepsConfig(SamplerConfig):
+    """one_step, two_step, multi_step."""
+
+    times: list[float] = MISSING
+
+
+@dataclass
+class OdeConfig(SamplerConfig):
+    """ddim, heun."""
+
+    steps: int = MISSING
+    sigma_min: float = MISSING
+    rho: float = MISSING
+
+
+@dataclass
+class OptimizerConfig(Targeted):
+    """radam, and what all optimisers have."""
+
+    lr: float = MISSING
+    betas: list[float] = MISSING
+    eps: float = MISSING
+    weight_decay: float = MISSING
+
+
+@dataclass
+class FusedOptimizerConfig(OptimizerConfig):
+    """adamw."""
+
+    fused: bool = MISSING
+
+
+@dataclass
+class BudgetConfig:
+    """When a run ends: whichever is reached first; null does not count."""
+
+    steps: int | None = MISSING
+    images: int | None = MISSING
+    minutes: float | None = MISSING  # of training, without evaluation
+
+
+@dataclass
+class TrainerConfig:
+    """The loop's settings."""
+
+    budget: BudgetConfig = MISSING
+    batch_size: int = MISSING
+    lr_warmup_steps: int = MISSING
+    lr_decay_fraction: float = MISSING
+    grad_clip: float | None = MISSING
+    ema_half_life_images: float = MISSING
+    ema_rampup: float | None = MISSING
+    precision: Precision = MISSING
+    device: Device = MISSING
+    threads: int | None = MISSING
+    log_every: int = MISSING
+    evaluate_every: int = MISSING
+    save_every: int = MISSING
+    keep_checkpoints: int = MISSING
+
+
+@dataclass
+class Config:
+    """A run."""
+
+    data: DataConfig = MISSING
+    model: ModelConfig = MISSING
+    sampler: dict[str, SamplerConfig] = field(default_factory=dict)
+    weighting: WeightingConfig = MISSING
+    optimizer: OptimizerConfig = MISSING
+    trainer: TrainerConfig = MISSING
+    objective: ObjectiveConfig = MISSING
+    seed: int = MISSING
+    optimized_metric: str = MISSING
+
+
+SCHEMAS: dict[tuple[str | None, str], type] = {
+    (None, "schema"): Config,
+    ("data", "schema_idx"): IdxImagesConfig,
+    ("data", "schema_bimodal"): BimodalConfig,
+    ("model", "schema_unet"): UNetConfig,
+    ("model", "schema_mobile"): MobileConfig,
+    ("model", "schema_mlp"): MLPConfig,
+    ("model/time_embedding", "schema_positional"): PositionalConfig,
+    ("model/time_embedding", "schema_fourier"): FourierConfig,
+    ("objective", "schema_diffusion"): ObjectiveConfig,
+    ("objective", "schema_sct"): ConsistencyConfig,
+    ("objective", "schema_scd"): SCDConfig,
+    ("objective/tangent", "schema_normalize"): NormalizeConfig,
+    ("objective/tangent", "schema_clip"): ClipConfig,
+    ("objective/tangent", "schema_raw"): TangentConfig,
+    ("weighting", "schema_weighting"): WeightingConfig,
+    ("sampler", "schema_consistency"): ConsistencyStepsConfig,
+    ("sampler", "schema_ode"): OdeConfig,
+    ("optimizer", "schema_radam"): OptimizerConfig,
+    ("optimizer", "schema_adamw"): FusedOptimizerConfig,
+    ("trainer", "schema_trainer"): TrainerConfig,
+}
+
+
+def register() -> None:
+    """Make the schemas known to Hydra; to be called once, before it composes."""
+    store = ConfigStore.instance()
+    for (group, name), node in SCHEMAS.items():
+        store.store(group=group, name=name, node=node)
+
+
+def plain(cfg: Any) -> dict[str, Any]:
+    """A composed config as a resolved dict of plain values, enums as their names.
+
+    Raises UserError for a key that `+key=value` has added beyond the schema.
+    """
+    _refuse_unknown(cfg, "")
+    return OmegaConf.to_container(cfg, resolve=True, enum_to_str=True, throw_on_missing=True)  # type: ignore[return-value]
+
+
+def _refuse_unknown(node: Any, prefix: str) -> None:
+    if not isinstance(node, DictConfig):
+        return
+    schema = OmegaConf.get_type(node)
+    for key in node:
+        if is_dataclass(schema) and key not in (known := [f.name for f in fields(schema)]):
+            raise UserError(f"{prefix}{key}: unknown key; there is: {', '.join(sorted(known))}")
+        _refuse_unknown(node._get_node(key), f"{prefix}{key}.")

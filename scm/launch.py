@@ -1,0 +1,133 @@
+"""From a composed config to a finished run: check, refuse or open the folder, build, run.
+
+No torch is imported before the run is known to be possible, so a mistake is answered at once.
+"""
+
+import logging
+import sys
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+from hydra import compose
+from hydra.core.hydra_config import HydraConfig
+from hydra.experimental.callback import Callback
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf
+
+from scm import validate
+from scm.config import plain
+from scm.errors import UserError
+from scm.runfolder import RunFolder, Status
+
+log = logging.getLogger(__name__)
+
+INHERITED = (
+    "seed",
+    "trainer.device",
+    "trainer.threads",
+    "trainer.precision",
+)  # by a recipe's teacher
+
+
+class CheckFirst(Callback):
+    """Refuses an impossible run before Hydra makes its folder."""
+
+    def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
+        """Exit with code 2 and one line on standard error."""
+        task = OmegaConf.masked_copy(config, [key for key in config if key != "hydra"])
+        try:
+            check(plain(task), RunFolder(Path(config.hydra.run.dir)))
+        except UserError as error:
+            fail(error)
+
+
+def fail(error: UserError) -> None:
+    """One line on standard error, exit code 2."""
+    print(f"error: {error}", file=sys.stderr)
+    sys.exit(2)
+
+
+def check(config: dict[str, Any], folder: RunFolder) -> None:
+    """Raise UserError where this configuration, or this folder for it, is impossible."""
+    validate.check(config)
+    folder.check(config)
+
+
+def main(cfg: DictConfig) -> float | None:
+    """The task of `run.py`: one run in Hydra's run folder; returns cfg.optimized_metric's value."""
+    hydra_cfg = HydraConfig.get()
+    folder = RunFolder(Path(hydra_cfg.runtime.output_dir))
+    try:
+        metrics = run(cfg, folder)
+    except UserError as error:
+        folder.remove_if_empty()
+        if hydra_cfg.mode is RunMode.MULTIRUN:  # the sweep goes on with its other jobs
+            raise
+        fail(error)
+        raise
+    if metrics["status"] == Status.stopped:
+        sys.exit(128 + metrics["signal"])
+    return metrics["metrics"].get(cfg.optimized_metric)
+
+
+def run(cfg: DictConfig, folder: RunFolder) -> dict[str, Any]:
+    """Train `cfg` in `folder`, or go on with it, or say that it is done; returns its metrics."""
+    config = plain(cfg)
+    check(config, folder)
+    if folder.status() is Status.done:
+        log.info("done already: %s", folder.path)
+        return folder.metrics()
+    with ExitStack() as stack:
+        teacher = config["objective"].get("teacher")
+        recipe = config["objective"].get("teacher_recipe")
+        if recipe and not teacher:
+            stack.enter_context(folder.open(_config_files(cfg, config)))
+            trained = RunFolder(folder.path / "teacher")
+            metrics = run(_teacher_config(cfg, recipe), trained)
+            if metrics["status"] == Status.stopped:
+                return metrics
+            teacher = str(trained.path)
+
+        from scm import build  # imports torch
+
+        experiment = build.experiment(
+            config, folder, config_text=OmegaConf.to_yaml(cfg), teacher=teacher
+        )
+        if not recipe:
+            stack.enter_context(folder.open(_config_files(cfg, config)))
+        stack.enter_context(_log_file(folder))
+        return experiment.run()
+
+
+def _teacher_config(cfg: DictConfig, recipe: str) -> DictConfig:
+    """The recipe's own config, on this run's machine settings and seed."""
+    teacher = compose("config", overrides=[f"experiment={recipe}"])
+    for key in INHERITED:
+        OmegaConf.update(teacher, key, OmegaConf.select(cfg, key))
+    return teacher
+
+
+def _config_files(cfg: DictConfig, config: dict[str, Any]) -> dict[str, str]:
+    """What Hydra would write into .hydra/, the config resolved so that it stands for itself."""
+    hydra_cfg = HydraConfig.get()
+    return {
+        "config.yaml": OmegaConf.to_yaml(OmegaConf.create(config)),
+        "overrides.yaml": OmegaConf.to_yaml(hydra_cfg.overrides.task),
+        "hydra.yaml": OmegaConf.to_yaml(OmegaConf.create({"hydra": hydra_cfg})),
+    }
+
+
+class _log_file:  # noqa: N801  (used like a function)
+    """While entered, everything logged also goes to the folder's run.log."""
+
+    def __init__(self, folder: RunFolder) -> None:
+        self._handler = logging.FileHandler(folder.path / "run.log", delay=True)
+        self._handler.setFormatter(logging.Formatter("[%(asctime)s] %(levelname)s %(message)s"))
+
+    def __enter__(self) -> None:
+        logging.getLogger().addHandler(self._handler)
+
+    def __exit__(self, *_: object) -> None:
+        logging.getLogger().removeHandler(self._handler)
+        self._handler.close()

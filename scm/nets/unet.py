@@ -1,0 +1,169 @@
+"""The default network: a small UNet whose work is done at 14x14 and 7x7, where it is cheap.
+
+Pixel-unshuffle replaces the first resolution, additions replace concatenating skips, and every
+tensor stays channels-last.  First and last convolution run in float32: at low noise x_t holds
+the noise in its last bits, which bfloat16 would round away.
+"""
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from scm.nets.embedding import TimeEmbedding
+from scm.nets.layers import (
+    Conditioning,
+    Conv2d,
+    Linear,
+    activations,
+    channel_norm,
+    check_inputs,
+    modulation,
+    zero,
+)
+
+
+class Attention(nn.Module):
+    """x + softmax(q k^T / sqrt(d)) v, written out: the fused kernels have no forward derivative."""
+
+    def __init__(self, channels: int, heads: int) -> None:
+        super().__init__()
+        if channels % heads:
+            raise ValueError(f"model.attention_heads={heads}: must divide the width {channels}")
+        self.heads = heads
+        self.qkv = Linear(channels, 3 * channels, bias=False)
+        self.out = zero(Linear(channels, channels, bias=False))
+
+    def forward(self, x: Tensor) -> Tensor:
+        batch, channels, height, width = x.shape
+        tokens = channel_norm(x).movedim(1, -1).reshape(batch, height * width, channels)
+        qkv = self.qkv(tokens).reshape(batch, height * width, 3, self.heads, -1)
+        q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)  # each (B, heads, H W, d)
+        scale = q.shape[-1] ** -0.5
+        mixed = ((q * scale) @ k.transpose(-2, -1)).softmax(dim=-1) @ v
+        mixed = self.out(mixed.transpose(1, 2).reshape(batch, height * width, channels))
+        return x + mixed.reshape(batch, height, width, channels).movedim(-1, 1)
+
+
+class Block(nn.Module):
+    """x + conv(silu(modulated norm(conv(silu(norm(x)))))), then attention if it has heads.
+
+    The second convolution starts at zero, so a new block is the identity.
+    """
+
+    def __init__(
+        self, channels: int, embedding_width: int, norm: str, dropout: float, heads: int
+    ) -> None:
+        super().__init__()
+        self.conv0 = Conv2d(channels, channels, 3, padding=1, bias=False)
+        self.modulation = modulation(norm, channels, embedding_width)
+        self.dropout = nn.Dropout(dropout)
+        self.conv1 = zero(Conv2d(channels, channels, 3, padding=1, bias=False))
+        self.attention = Attention(channels, heads) if heads else nn.Identity()
+
+    def forward(self, x: Tensor, e: Tensor) -> Tensor:
+        h = self.conv0(F.silu(channel_norm(x)))
+        h = self.conv1(self.dropout(F.silu(self.modulation(h, e))))
+        return self.attention(x + h)
+
+
+class Stack(nn.ModuleList):
+    """Blocks, one after the other."""
+
+    def forward(self, x: Tensor, e: Tensor) -> Tensor:
+        for block in self:
+            x = block(x, e)
+        return x
+
+
+class Up(nn.Module):
+    """Twice the resolution: a 1x1 convolution to 4 x channels, each group of 4 becoming 2x2."""
+
+    def __init__(self, channels_in: int, channels_out: int) -> None:
+        super().__init__()
+        self.conv = Conv2d(channels_in, 4 * channels_out, 1, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.conv(x).movedim(1, -1)
+        batch, height, width, _ = h.shape
+        h = h.reshape(batch, height, width, 2, 2, -1).transpose(2, 3)
+        return h.reshape(batch, 2 * height, 2 * width, -1).movedim(-1, 1)
+
+
+class UNet(nn.Module):
+    """F(x, t) and w(t).  widths and blocks: one entry per resolution, finest first.
+
+    blocks[i] residual blocks at resolution i on the way down and again on the way up; at the last
+    resolution once.  attention_heads > 0 adds self-attention after each block of the last one.
+    """
+
+    def __init__(
+        self,
+        *,
+        image_shape: Sequence[int],  # (C, H, W)
+        num_classes: int,  # 0: unconditional
+        dropout: float,
+        time_embedding: TimeEmbedding,  # (B,) -> (B, dim)
+        patch: int,  # side of the pixel-unshuffle before the first convolution
+        widths: Sequence[int],
+        blocks: Sequence[int],
+        attention_heads: int,
+        embedding_width: int,
+        norm: str,  # a key of layers.NORMS
+    ) -> None:
+        super().__init__()
+        self.compute_dtype = torch.float32
+        self.image_shape = tuple(image_shape)
+        self.patch = patch
+        if len(widths) != len(blocks):
+            raise ValueError(f"model.widths={list(widths)}, model.blocks={list(blocks)}: one each")
+        self._check_resolution(patch * 2 ** (len(widths) - 1))
+
+        def stack(level: int, heads: int = 0) -> Stack:
+            return Stack(
+                Block(widths[level], embedding_width, norm, dropout, heads)
+                for _ in range(blocks[level])
+            )
+
+        pixels = self.image_shape[0] * patch**2
+        steps = list(zip(widths[:-1], widths[1:], strict=True))  # (fine, coarse)
+        self.conditioning = Conditioning(
+            time_embedding=time_embedding, num_classes=num_classes, width=embedding_width
+        )
+        self.stem = Conv2d(pixels, widths[0], 3, padding=1)
+        self.encoder = nn.ModuleList(stack(level) for level in range(len(steps)))
+        self.down = nn.ModuleList(
+            Conv2d(fine, coarse, 3, stride=2, padding=1, bias=False) for fine, coarse in steps
+        )
+        self.middle = stack(-1, attention_heads)
+        self.up = nn.ModuleList(Up(coarse, fine) for fine, coarse in steps)
+        self.decoder = nn.ModuleList(stack(level) for level in range(len(steps)))
+        self.out = zero(Conv2d(widths[0], pixels, 3, padding=1))
+
+    def _check_resolution(self, factor: int) -> None:
+        if len(self.image_shape) != 3 or any(n % factor for n in self.image_shape[1:]):
+            raise ValueError(
+                f"images {self.image_shape}: this UNet needs height and width divisible by "
+                f"{factor}; use model=mlp for other data"
+            )
+
+    def forward(self, x: Tensor, t: Tensor, label: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """x (B, C, H, W) = x_t / sigma_data, t (B,) radians, label (B,) -> F (B, C, H, W), w (B,).
+
+        ValueError: wrong shapes, or a label missing or given in vain.
+        """
+        check_inputs(x, t, self.image_shape)
+        e, w = self.conditioning(t, label)
+        h = F.pixel_unshuffle(x, self.patch).contiguous(memory_format=torch.channels_last)
+        h = activations(self.stem(h), self.compute_dtype)
+        skips = []
+        for stack, down in zip(self.encoder, self.down, strict=True):
+            h = stack(h, e)
+            skips.append(h)
+            h = down(h)
+        h = self.middle(h, e)
+        for stack, up, skip in reversed(list(zip(self.decoder, self.up, skips, strict=True))):
+            h = stack(up(h) + skip, e)
+        h = self.out(F.silu(channel_norm(h)).to(x.dtype))
+        return F.pixel_shuffle(h, self.patch).contiguous(), w

@@ -1,0 +1,176 @@
+"""The objectives: diffusion, consistency training (sCT), consistency distillation (sCD).
+
+The one place where path, tangent, weights and network meet. An objective returns per-sample losses
+and named terms; it knows nothing of steps of an optimiser, of logging or of files.
+"""
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from scm import schedules, trigflow
+from scm.config import Jvp, Norm
+from scm.tangent import JVPS, TangentControl, network_tangent, norm_of, rearranged_tangent
+from scm.weighting import Weighting, adaptive_loss
+
+
+@dataclass(frozen=True)
+class Draw:
+    """One step's draw of data, noise and times. Noise is z ~ N(0, sigma_data^2 I)."""
+
+    x0: Tensor  # (B, C, H, W) images in [-0.5, 0.5]
+    z: Tensor  # (B, C, H, W)
+    t: Tensor  # (B,) radians
+    label: Tensor | None  # (B,) int64, None for an unconditional network
+
+
+@dataclass(frozen=True)
+class Loss:
+    """What an objective makes of a batch, unreduced."""
+
+    loss: Tensor  # (B,) what is minimised
+    error: Tensor  # (B,) the unweighted mean squared error that the loss is about
+    w: Tensor  # (B,) the log weight in force
+    terms: dict[str, Tensor]  # further (B,) values worth logging, detached; keys are log tags
+
+
+class Objective(ABC):
+    """A loss of the network F(x_t / sigma_data, t) at log-normally drawn noise levels."""
+
+    name: str
+    learns_velocity: bool  # true where sigma_data F is the ODE's velocity, as ODE samplers need
+
+    def __init__(
+        self,
+        *,
+        P_mean: float,  # mean of ln(sigma) in the proposal
+        P_std: float,  # and its standard deviation
+        adaptive_weight: bool,  # e^w error - w, or the plain error
+        weighting: Weighting,
+        sigma_data: float,
+    ) -> None:
+        self.weighting = weighting
+        self.adaptive_weight = adaptive_weight
+        self.sigma_data = sigma_data
+        self.draw_times = partial(
+            schedules.proposal_times, P_mean=P_mean, P_std=P_std, sigma_data=sigma_data
+        )
+
+    @abstractmethod
+    def loss(self, net: nn.Module, draw: Draw, step: int) -> Loss:
+        """The loss of `net` on `draw` at training step `step`."""
+
+    def _weighted(self, error: Tensor, w: Tensor, t: Tensor, terms: dict[str, Tensor]) -> Loss:
+        """error (B,), w (B,) -> the weighted loss; w is 0 where the adaptive weight is off."""
+        if not self.adaptive_weight:
+            w = torch.zeros_like(w)
+        loss = adaptive_loss(self.weighting.on_loss(t) * error, w)
+        return Loss(loss=loss, error=error.detach(), w=w.detach(), terms=terms)
+
+
+def mean_square(residual: Tensor) -> Tensor:
+    """(B, C, H, W) -> (B,): ||residual||^2 / D, in float32 or better."""
+    return residual.square().flatten(1).mean(1)
+
+
+class Diffusion(Objective):
+    """||sigma_data F - v_t||^2 / D under the weights: TrigFlow (Lu & Song 2025, sec. 3)."""
+
+    name = "diffusion"
+    learns_velocity = True
+
+    def loss(self, net: nn.Module, draw: Draw, step: int) -> Loss:
+        """The network's squared distance from the velocity, per sample."""
+        x_t = trigflow.interpolate(draw.x0, draw.z, draw.t)
+        v_t = trigflow.velocity(draw.x0, draw.z, draw.t)
+        F, w = net(x_t / self.sigma_data, draw.t, draw.label)
+        return self._weighted(mean_square(self.sigma_data * F - v_t), w, draw.t, {})
+
+
+class Consistency(Objective):
+    """e^w ||F - F^- - g||^2 / D - w: Algorithm 1 of Lu & Song 2025.
+
+    F^- is F without gradient, g the (weighted, normalised) rearranged tangent along `path_velocity`,
+    the one thing in which training and distillation differ.
+    """
+
+    learns_velocity = False
+
+    def __init__(
+        self,
+        *,
+        tangent_warmup_steps: int,  # H
+        tangent: TangentControl,  # what is done to g
+        jvp: Jvp | str,  # how dF/dt is computed
+        P_mean: float,
+        P_std: float,
+        adaptive_weight: bool,
+        weighting: Weighting,
+        sigma_data: float,
+    ) -> None:
+        super().__init__(
+            P_mean=P_mean,
+            P_std=P_std,
+            adaptive_weight=adaptive_weight,
+            weighting=weighting,
+            sigma_data=sigma_data,
+        )
+        self.tangent_warmup_steps = tangent_warmup_steps
+        self.tangent = tangent
+        self.jvp = JVPS[Jvp(jvp)]
+
+    @abstractmethod
+    def path_velocity(self, draw: Draw, x_t: Tensor) -> Tensor:
+        """dx/dt (B, C, H, W) of the path along which the consistency function shall not change."""
+
+    def loss(self, net: nn.Module, draw: Draw, step: int) -> Loss:
+        """The network's squared distance from its own value moved by the tangent, per sample."""
+        x_t = trigflow.interpolate(draw.x0, draw.z, draw.t)
+        with torch.no_grad():
+            dxdt = self.path_velocity(draw, x_t)
+        at = network_tangent(
+            lambda x, t: net(x, t, draw.label),
+            x_t,
+            draw.t,
+            dxdt,
+            sigma_data=self.sigma_data,
+            jvp=self.jvp,
+        )
+        with torch.no_grad():
+            r = schedules.tangent_warmup(step, self.tangent_warmup_steps)
+            g = rearranged_tangent(at.F, at.dF, x_t, dxdt, draw.t, r=r, sigma_data=self.sigma_data)
+            raw_norm = norm_of(g, Norm.rms)
+            scale = self.weighting.on_tangent(draw.t)
+            target = at.F + self.tangent(trigflow.broadcast(scale, g) * g)
+        terms = {"tangent/rms": raw_norm, "tangent/r": torch.full_like(raw_norm, r)}
+        # The squared error's value is ||g||^2 / D: only its gradient, through F, is about F^-.
+        return self._weighted(mean_square(at.F - target), at.w, draw.t, terms)
+
+
+class SCT(Consistency):
+    """Consistency training: the velocity of one data and noise pair (Lu & Song 2025, sec. 4)."""
+
+    name = "sct"
+
+    def path_velocity(self, draw: Draw, x_t: Tensor) -> Tensor:
+        """dx/dt = cos(t) z - sin(t) x0."""
+        return trigflow.velocity(draw.x0, draw.z, draw.t)
+
+
+class SCD(Consistency):
+    """Consistency distillation: the velocity of a diffusion teacher (Lu & Song 2025, sec. 4)."""
+
+    name = "scd"
+
+    def __init__(self, *, teacher: nn.Module, **consistency: Any) -> None:
+        super().__init__(**consistency)
+        self.teacher = teacher
+
+    def path_velocity(self, draw: Draw, x_t: Tensor) -> Tensor:
+        """dx/dt = sigma_data F_teacher(x_t / sigma_data, t)."""
+        F, _ = self.teacher(x_t / self.sigma_data, draw.t, draw.label)
+        return self.sigma_data * F

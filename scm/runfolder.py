@@ -1,0 +1,132 @@
+"""A run's folder: whose it is, what stands in it, how far it got. No torch here: it answers at once.
+
+A folder belongs to one configuration. It is new, or goes on, or is done; anything else is refused
+before a byte of it changes.
+"""
+
+import json
+import os
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+from typing import Any, TextIO
+
+import yaml
+
+from scm.errors import UserError
+from scm.files import write_atomic, write_json
+
+try:
+    import fcntl
+except ImportError:  # not POSIX: two processes in one folder are not noticed there
+    fcntl = None  # type: ignore[assignment]
+
+
+class Status(StrEnum):
+    """How a run stands, as `metrics.json` says it."""
+
+    new = "new"
+    running = "running"
+    stopped = "stopped"
+    failed = "failed"
+    done = "done"
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """Paths and records of one run."""
+
+    path: Path
+
+    @property
+    def checkpoints(self) -> Path:
+        """Folder of `step-*.pt` and `ema.safetensors`."""
+        return self.path / "checkpoints"
+
+    @property
+    def samples(self) -> Path:
+        """Folder of the PNGs."""
+        return self.path / "samples"
+
+    @property
+    def _config_file(self) -> Path:
+        return self.path / ".hydra" / "config.yaml"
+
+    def metrics(self) -> dict[str, Any]:
+        """The contents of metrics.json, {} before it exists."""
+        file = self.path / "metrics.json"
+        try:
+            return json.loads(file.read_text()) if file.exists() else {}
+        except (ValueError, OSError) as error:
+            raise UserError(
+                f"{file}: unreadable ({error}); restore it or use a new folder"
+            ) from None
+
+    def status(self) -> Status:
+        """How the run stands; `new` where there is none yet."""
+        return Status(self.metrics().get("status", Status.new))
+
+    def write_metrics(self, metrics: dict[str, Any]) -> None:
+        """Replace metrics.json, whole or not at all."""
+        write_json(self.path / "metrics.json", metrics)
+
+    def check(self, config: dict[str, Any]) -> None:
+        """Refuse a folder that is not empty and not this configuration's; changes nothing.
+
+        Raises UserError naming the first differing keys, or what the folder holds instead.
+        """
+        if self.path.is_file():
+            raise UserError(f"hydra.run.dir={self.path}: a file; name a folder")
+        if not self.path.exists() or not any(self.path.iterdir()):
+            return
+        if not self._config_file.exists():
+            raise UserError(
+                f"hydra.run.dir={self.path}: holds files but no run; name a new or empty folder"
+            )
+        theirs = flatten(yaml.safe_load(self._config_file.read_text()))
+        mine = flatten(config)
+        changed = [k for k in sorted(mine | theirs) if mine.get(k) != theirs.get(k)]
+        if changed:
+            shown = ", ".join(f"{k}={mine.get(k)} (there: {theirs.get(k)})" for k in changed[:4])
+            more = f" and {len(changed) - 4} more" if len(changed) > 4 else ""
+            raise UserError(
+                f"hydra.run.dir={self.path}: holds a run with another configuration: {shown}{more}; "
+                "repeat its overrides to go on with it, or name another folder"
+            )
+
+    def open(self, config_files: dict[str, str]) -> TextIO:
+        """Make the folder, lock it for this process, and write the composed config files.
+
+        Returns the lock: closing it, or ending the process, frees the folder. Raises UserError where
+        another process works in it.
+        """
+        for folder in (self.path / ".hydra", self.checkpoints, self.samples):
+            folder.mkdir(parents=True, exist_ok=True)
+        lock = open(self.path / ".lock", "w")  # noqa: SIM115  (held as long as the run)
+        if fcntl is not None:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:
+                lock.close()
+                raise UserError(f"{self.path}: another process trains in this folder") from None
+        for stale in [*self.path.rglob(".*.tmp")]:
+            stale.unlink()
+        for name, text in config_files.items():
+            write_atomic(self.path / ".hydra" / name, text.encode())
+        return lock
+
+    def remove_if_empty(self) -> None:
+        """Take away a folder that was made for a run that never began."""
+        if self.path.is_dir() and not any(self.path.iterdir()):
+            os.rmdir(self.path)
+
+
+def flatten(config: Any, prefix: str = "") -> dict[str, Any]:
+    """{"a": {"b": 1}} -> {"a.b": 1}; lists are values, an empty dict is one too."""
+    if not isinstance(config, dict) or not config:
+        return {prefix: config}
+    return {
+        key: value
+        for name, part in config.items()
+        for key, value in flatten(part, f"{prefix}.{name}" if prefix else str(name)).items()
+    }

@@ -1,0 +1,172 @@
+"""Is a composed configuration possible? Ranges and combinations, before anything is built. No torch.
+
+The schema has already refused unknown keys and wrong types. Values that only an object can judge (a
+sampler's times, a model's image size) are judged when it is built.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Any
+
+from scm.errors import UserError
+from scm.runfolder import flatten
+
+TARGET_PREFIXES = ("scm.", "torch.optim.")
+VELOCITY_SAMPLERS = ("scm.samplers.Ddim", "scm.samplers.Heun")  # those whose uses_velocity is true
+
+
+@dataclass(frozen=True)
+class Range:
+    """What values a key may have."""
+
+    allowed: str  # in words, for the error
+    holds: Callable[[Any], bool]
+
+
+COUNT = Range("a whole number of at least 1", lambda v: v >= 1)
+WHOLE = Range("a whole number of at least 0", lambda v: v >= 0)
+COUNTS = Range(
+    "whole numbers of at least 1",
+    lambda v: min(v, default=0) >= 1 if isinstance(v, list) else v >= 1,
+)
+POSITIVE = Range("a finite number above 0", lambda v: 0 < v < math.inf)
+AT_LEAST_0 = Range("a finite number of at least 0", lambda v: 0 <= v < math.inf)
+FINITE = Range("a finite number", math.isfinite)
+FRACTION = Range("a number in [0, 1]", lambda v: 0 <= v <= 1)
+BELOW_1 = Range("a number in [0, 1)", lambda v: 0 <= v < 1)
+
+RANGES = {
+    "seed": WHOLE,
+    "data.sigma_data": POSITIVE,
+    "data.sigma_data_tolerance": POSITIVE,
+    "data.std": POSITIVE,
+    "data.mean": FINITE,
+    "model.num_classes": WHOLE,
+    "model.width": COUNT,
+    "model.embedding_width": WHOLE,
+    "model.widths": COUNTS,
+    "model.blocks": COUNTS,
+    "model.multipliers": COUNTS,
+    "model.patch": COUNT,
+    "model.groups": COUNT,
+    "model.attention_heads": WHOLE,
+    "model.time_embedding.dim": Range(
+        "an even number of at least 2", lambda v: v >= 2 and v % 2 == 0
+    ),
+    "model.time_embedding.scale": POSITIVE,
+    "model.time_embedding.max_positions": POSITIVE,
+    "objective.P_mean": FINITE,
+    "objective.P_std": POSITIVE,
+    "objective.dropout": BELOW_1,
+    "objective.lr": POSITIVE,
+    "objective.tangent_warmup_steps": WHOLE,
+    "objective.tangent.c": AT_LEAST_0,
+    "objective.tangent.bound": POSITIVE,
+    "weighting.sigma_data": POSITIVE,
+    "sampler.*.steps": COUNT,
+    "sampler.*.sigma_min": POSITIVE,
+    "sampler.*.sigma_max": POSITIVE,
+    "sampler.*.rho": POSITIVE,
+    "optimizer.lr": POSITIVE,
+    "optimizer.eps": POSITIVE,
+    "optimizer.weight_decay": AT_LEAST_0,
+    "optimizer.betas": Range(
+        "two numbers in [0, 1)", lambda v: len(v) == 2 and all(0 <= beta < 1 for beta in v)
+    ),
+    "trainer.budget.steps": COUNT,
+    "trainer.budget.images": COUNT,
+    "trainer.budget.minutes": POSITIVE,
+    "trainer.batch_size": COUNT,
+    "trainer.lr_warmup_steps": WHOLE,
+    "trainer.lr_decay_fraction": FRACTION,
+    "trainer.grad_clip": POSITIVE,
+    "trainer.ema_half_life_images": POSITIVE,
+    "trainer.ema_rampup": POSITIVE,
+    "trainer.threads": COUNT,
+    "trainer.*_every": COUNT,
+    "trainer.keep_checkpoints": COUNT,
+}
+
+
+def check(config: dict[str, Any]) -> None:
+    """Raise UserError naming key, value and what is allowed; `config` is resolved and plain."""
+    flat = flatten(config)
+    for key, value in flat.items():
+        check_target(key, value)
+        _check_range(key, value)
+    _check_budget(config)
+    _check_weighting(config)
+    _check_paths(config)
+    _check_samplers(config)
+
+
+def check_target(key: str, value: Any) -> None:
+    """A `_target_` is called when it is built: nothing but this project's and torch's optimisers."""
+    if key.rpartition(".")[2] == "_target_" and not str(value).startswith(TARGET_PREFIXES):
+        allowed = " or ".join(f"{prefix}*" for prefix in TARGET_PREFIXES)
+        raise UserError(f"{key}={value}: refused, a target must be {allowed}")
+
+
+def _check_range(key: str, value: Any) -> None:
+    for pattern, allowed in RANGES.items():
+        if value is not None and fnmatchcase(key, pattern) and not allowed.holds(value):
+            raise UserError(f"{key}={value}: must be {allowed.allowed}")
+
+
+def _check_budget(config: dict[str, Any]) -> None:
+    if all(limit is None for limit in config["trainer"]["budget"].values()):
+        raise UserError(
+            "trainer.budget: steps, images and minutes are all null, so the run would never end; "
+            "set one, for example trainer.budget.steps=3000"
+        )
+
+
+def _check_weighting(config: dict[str, Any]) -> None:
+    weighting, objective = config["weighting"]["_target_"], config["objective"]
+    if weighting == "scm.weighting.NoPrior" and "tangent" not in objective:
+        raise UserError(
+            "weighting=no_prior: changes the tangent, and objective=diffusion has none; "
+            "use weighting=unit or weighting=inv_sigma"
+        )
+
+
+def _check_paths(config: dict[str, Any]) -> None:
+    objective = config["objective"]
+    if "teacher" in objective and not objective["teacher"] and not objective["teacher_recipe"]:
+        raise UserError(
+            "objective.teacher=null: objective=scd distils a diffusion model; train one with "
+            "`python run.py objective=diffusion hydra.run.dir=outputs/teacher` and add "
+            "objective.teacher=outputs/teacher"
+        )
+    for key in ("teacher", "init"):
+        path = objective.get(key)
+        if path and not (key == "init" and path == "teacher") and not Path(path).exists():
+            raise UserError(
+                f"objective.{key}={path}: no such file or folder; name a run's folder or a "
+                "checkpoint file"
+            )
+
+
+def _check_samplers(config: dict[str, Any]) -> None:
+    if not config["sampler"]:
+        raise UserError("sampler: none is chosen; use for example sampler=[one_step,two_step]")
+    for name, sampler in config["sampler"].items():
+        check_sampler(name, sampler, config["objective"])
+
+
+def check_sampler(name: str, sampler: dict[str, Any], objective: dict[str, Any]) -> None:
+    """Raise UserError where this sampler makes no sense, or none for a model of this objective."""
+    if sampler["_target_"] in VELOCITY_SAMPLERS and "tangent" in objective:
+        raise UserError(
+            f"sampler={name}: integrates the ODE with the network as its velocity, but this "
+            "objective trains a consistency function, which is none; "
+            "use sampler=[one_step,two_step]"
+        )
+    low, high = sampler.get("sigma_min"), sampler["sigma_max"]
+    if low is not None and low >= high:
+        raise UserError(
+            f"sampler.{name}.sigma_min={low}: must be below sampler.{name}.sigma_max={high}"
+        )

@@ -1,0 +1,106 @@
+"""Checkpoints come back as they were, or are refused."""
+
+import pytest
+import torch
+
+from scm import checkpoint
+from scm.errors import UserError
+
+
+def state(step=3):
+    return {
+        "config": {"a": [1, 2.5, None, "x"], "flag": True},
+        "step": step,
+        "ema": {"w": torch.arange(6.0).view(2, 3), "n": torch.tensor(4)},
+        "optimizer": {"state": {0: {"m": torch.ones(2, dtype=torch.bfloat16)}}},
+    }
+
+
+def flip_a_bit_of(path, needle):
+    """Change one bit inside the bytes `needle`, which torch.load alone would not notice."""
+    data = bytearray(path.read_bytes())
+    data[data.index(needle) + 1] ^= 1
+    path.write_bytes(bytes(data))
+
+
+def test_round_trip(tmp_path):
+    path = checkpoint.save(tmp_path, state(), step=3, keep=2)
+    loaded = checkpoint.read(path)
+    assert checkpoint.digest(loaded) == checkpoint.digest(state())
+    assert torch.equal(loaded["ema"]["w"], state()["ema"]["w"])
+    assert set(torch.load(path, weights_only=True)) == {*state(), "sha256"}
+
+
+def test_the_newest_are_kept_and_no_temporary_file_stays(tmp_path):
+    for step in (1, 2, 30):
+        checkpoint.save(tmp_path, state(step), step=step, keep=2)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["step-00000002.pt", "step-00000030.pt"]
+    assert checkpoint.newest(tmp_path)["step"] == 30
+
+
+@pytest.mark.parametrize("damage", ["flip", "truncate", "empty", "foreign"])
+def test_a_damaged_newest_is_named_and_the_one_before_is_used(tmp_path, damage, caplog):
+    checkpoint.save(tmp_path, state(1), step=1, keep=2)
+    newest = checkpoint.save(tmp_path, state(2), step=2, keep=2)
+    if damage == "flip":
+        flip_a_bit_of(newest, torch.arange(6.0).numpy().tobytes())
+    elif damage == "truncate":
+        newest.write_bytes(newest.read_bytes()[:-200])
+    elif damage == "empty":
+        newest.write_bytes(b"")
+    else:
+        torch.save({"weights": 1}, newest)
+    assert checkpoint.newest(tmp_path)["step"] == 1
+    assert "step-00000002.pt" in caplog.text
+    with pytest.raises(UserError, match=r"step-00000002\.pt"):
+        checkpoint.read(newest)
+
+
+def test_only_damaged_ones_are_an_error_and_none_is_none(tmp_path):
+    assert checkpoint.newest(tmp_path) is None
+    (tmp_path / "step-00000001.pt").write_bytes(b"x")
+    with pytest.raises(UserError, match="no whole checkpoint"):
+        checkpoint.newest(tmp_path)
+
+
+def test_a_pickle_with_code_is_refused(tmp_path):
+    class Canary:
+        def __reduce__(self):
+            return (open, (str(tmp_path / "ran"), "w"))
+
+    path = tmp_path / "step-00000001.pt"
+    torch.save({"ema": Canary(), "sha256": ""}, path)
+    with pytest.raises(UserError):
+        checkpoint.read(path)
+    assert not (tmp_path / "ran").exists()
+
+
+def test_safetensors_round_trip_and_damage(tmp_path):
+    path = tmp_path / "ema.safetensors"
+    weights = {"w": torch.arange(6.0).view(2, 3), "b": torch.ones(2)}
+    checkpoint.save_weights(path, weights, {"model": {"x": 1}})
+    loaded, config = checkpoint.read_weights(path)
+    assert config == {"model": {"x": 1}}
+    assert all(torch.equal(loaded[name], weights[name]) for name in weights)
+    flip_a_bit_of(path, torch.arange(6.0).numpy().tobytes())
+    with pytest.raises(UserError, match="checksum"):
+        checkpoint.read_weights(path)
+    path.write_bytes(b"nonsense")
+    with pytest.raises(UserError, match="not weights of this project"):
+        checkpoint.read_weights(path)
+
+
+def test_what_is_not_there_is_named(tmp_path):
+    with pytest.raises(UserError, match="no such file or folder"):
+        checkpoint.read_weights(tmp_path / "nothing")
+    with pytest.raises(UserError, match="no checkpoint in this folder"):
+        checkpoint.read_weights(tmp_path)
+
+
+def test_digest_sees_every_kind_of_change():
+    reference = checkpoint.digest(state())
+    changed = [state(4), state(), state(), state()]
+    changed[1]["ema"]["w"] = changed[1]["ema"]["w"].view(3, 2)
+    changed[2]["config"]["flag"] = 1
+    changed[3]["optimizer"]["state"][0]["m"] = torch.ones(2, dtype=torch.float16)
+    assert reference not in {checkpoint.digest(other) for other in changed}

@@ -1,0 +1,139 @@
+"""Every yaml composes; what the schema or `validate` refuses; the help names every option."""
+
+import inspect
+from fnmatch import fnmatchcase
+from pathlib import Path
+
+import pytest
+import yaml
+from hydra import compose, initialize_config_dir
+from hydra.errors import HydraException
+
+from scm import samplers, validate
+from scm.config import plain, register
+from scm.errors import UserError
+from scm.runfolder import flatten
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+CONF = REPOSITORY / "conf"
+OPTIONS = sorted(
+    (path.parent.relative_to(CONF).as_posix(), path.stem)
+    for path in CONF.rglob("*.yaml")
+    if path.parent != CONF
+)
+NEEDED = {  # what an option needs beside itself to be a possible run
+    ("objective", "scd"): ["objective.teacher_recipe=quickstart_teacher"],
+    ("data", "bimodal"): ["model=mlp"],
+    ("sampler", "heun"): ["objective=diffusion"],
+    ("sampler", "ddim"): ["objective=diffusion"],
+}
+
+
+def composed(*overrides, name="config", folder=CONF):
+    register()
+    with initialize_config_dir(version_base="1.3", config_dir=str(folder)):
+        return plain(compose(name, overrides=list(overrides)))
+
+
+@pytest.mark.parametrize(("group", "option"), OPTIONS, ids=["/".join(option) for option in OPTIONS])
+def test_every_option_composes_and_is_possible(group, option):
+    validate.check(composed(f"{group}={option}", *NEEDED.get((group, option), [])))
+
+
+@pytest.mark.parametrize(("group", "option"), OPTIONS, ids=["/".join(option) for option in OPTIONS])
+def test_every_option_says_in_one_line_what_it_is(group, option):
+    lines = (CONF / group / f"{option}.yaml").read_text().splitlines()
+    comments = [line for line in lines[:2] if line.startswith("# ") and "@package" not in line]
+    assert comments and len(comments[0]) > 20
+
+
+@pytest.mark.parametrize("path", sorted((REPOSITORY / "sweeps").glob("*.yaml")), ids=lambda p: p.stem)
+def test_every_sweep_composes(path):
+    """A sweep is a primary config that sits on `config` and says its question on line 1."""
+    lines = path.read_text().splitlines()
+    assert lines[0].startswith("# ") and lines[0].rstrip().endswith(f"-cd sweeps -cn {path.stem}")
+    raw = yaml.safe_load(path.read_text())
+    assert raw["hydra"]["mode"] == "MULTIRUN"
+    for key, values in raw["hydra"]["sweeper"]["params"].items():
+        for value in str(values).split(","):
+            validate.check(composed(f"{key}={value.strip()}"))
+
+
+@pytest.mark.parametrize(
+    ("overrides", "said"),
+    [
+        (["trainer.batch_size=0"], "trainer.batch_size=0: must be a whole number of at least 1"),
+        (["trainer.lr_decay_fraction=1.5"], "trainer.lr_decay_fraction=1.5: must be a number in"),
+        (["objective.P_std=-1"], "objective.P_std=-1.0: must be a finite number above 0"),
+        (["objective.dropout=1"], "objective.dropout=1.0: must be a number in"),
+        (["objective.P_mean=nan"], "objective.P_mean=nan: must be a finite number"),
+        (["optimizer.betas=[0.9]"], r"optimizer.betas=\[0.9\]: must be two numbers"),
+        (["trainer.budget.steps=null"], "trainer.budget: steps, images and minutes are all null"),
+        (["objective=scd"], "objective.teacher=null.*python run.py objective=diffusion"),
+        (["objective=sct", "objective.init=nowhere"], "objective.init=nowhere: no such file"),
+        (["objective=diffusion", "weighting=no_prior"], "weighting=no_prior: changes the tangent"),
+        (["sampler=heun"], "sampler=heun: integrates the ODE"),
+        (["sampler=[]"], "sampler: none is chosen"),
+        (
+            ["objective=diffusion", "sampler.heun.sigma_min=90"],
+            "sampler.heun.sigma_min=90.0: must be below",
+        ),
+        (["optimizer._target_=os.system"], "optimizer._target_=os.system: refused"),
+        (["model.time_embedding._target_=builtins.eval"], "_target_=builtins.eval: refused"),
+        (["model.time_embedding.dim=3"], "model.time_embedding.dim=3: must be an even number"),
+    ],
+)
+def test_impossible_values_are_named(overrides, said):
+    with pytest.raises(UserError, match=said):
+        validate.check(composed(*overrides))
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        "objective.foo=1",
+        "+objective.foo=1",
+        "+foo=1",
+        "+model.time_embedding.foo=1",
+        "trainer.batch_size=many",
+        "objective.tangent.norm=l3",
+        "objective.jvp=triple",
+        "trainer.precision=fp8",
+        "weighting=none",
+        "nothing=1",
+    ],
+)
+def test_the_schema_refuses_unknown_keys_and_wrong_types(override):
+    with pytest.raises((HydraException, UserError)):
+        composed(override)
+
+
+def test_validate_knows_the_samplers_that_need_a_velocity():
+    kinds = [kind for _, kind in inspect.getmembers(samplers, inspect.isclass)]
+    velocity = {
+        f"{kind.__module__}.{kind.__name__}"
+        for kind in kinds
+        if getattr(kind, "uses_velocity", False) and not inspect.isabstract(kind)
+    }
+    assert velocity == set(validate.VELOCITY_SAMPLERS)
+
+
+def test_every_range_is_about_a_key_that_exists():
+    """A misspelt key in `validate.RANGES` would check nothing."""
+    keys = set()
+    for group, option in OPTIONS:
+        keys |= set(flatten(composed(f"{group}={option}")))
+    unused = [p for p in validate.RANGES if not any(fnmatchcase(key, p) for key in keys)]
+    assert unused == []
+
+
+def test_help_names_every_group_and_option():
+    words: dict[str, set[str]] = {}
+    group = ""
+    for line in (CONF / "config.yaml").read_text().splitlines():
+        parts = line.replace("|", " ").split()
+        if parts and parts[0] in {group for group, _ in OPTIONS}:
+            group = parts[0]
+        words.setdefault(group, set()).update(parts)
+    missing = [f"{group}={option}" for group, option in OPTIONS if option not in words[group]]
+    assert missing == [], f"--help lacks {missing}"
