@@ -1,8 +1,8 @@
 """From a composed config to objects: the only module that calls `instantiate`.
 
-It refuses every `_target_` that is not a class of this project's or an optimiser of torch's before it
-calls anything, and turns a constructor's ValueError into one line for the user. Configs are plain
-resolved dicts here, whether they come from Hydra or out of a checkpoint.
+It refuses every `_target_` that is not a class of this project's or an optimiser of torch's before
+it calls anything, and turns a constructor's ValueError into one line for the user. Configs are
+plain resolved dicts here, whether they come from Hydra or out of a checkpoint.
 """
 
 from collections.abc import Callable
@@ -27,7 +27,14 @@ from scm.runfolder import RunFolder, flatten
 from scm.samplers import Sampler
 
 FROM_TEACHER = "teacher"  # objective.init: start from the teacher's weights
-NOT_ARGUMENTS = ("lr", "dropout", "init", "teacher", "teacher_recipe")  # of an objective's class
+NOT_ARGUMENTS = (  # keys of the objective group that its class does not take
+    "lr",
+    "dropout",
+    "init",
+    "teacher",
+    "teacher_recipe",
+    "teacher_overrides",
+)
 
 T = TypeVar("T")
 
@@ -81,7 +88,7 @@ def network(config: dict[str, Any], device: torch.device, dtype: torch.dtype) ->
     """A new network as the `model` group says, its inner layers computing in `dtype`."""
     net = construct(nn.Module, "model", config["model"])
     net.compute_dtype = dtype  # type: ignore[assignment]
-    return net.to(device, memory_format=torch.channels_last)
+    return net.to(device).to(memory_format=torch.channels_last)
 
 
 def trained_network(path: str | Path, device: torch.device, dtype: torch.dtype) -> Trained:
@@ -111,7 +118,7 @@ def load_weights(net: nn.Module, weights: dict[str, torch.Tensor], source: str) 
 
 def sampler(config: dict[str, Any], name: str, sigma_data: float) -> Sampler:
     """The sampler that stands under sampler.NAME."""
-    return construct(Sampler, f"sampler.{name}", config, sigma_data=sigma_data)  # type: ignore[type-abstract]
+    return construct(Sampler, f"sampler.{name}", config, sigma_data=sigma_data)
 
 
 def experiment(
@@ -127,7 +134,7 @@ def experiment(
     runtime.prepare(trainer.threads)
     device = runtime.find_device(trainer.device)
     dtype = runtime.find_dtype(trainer.precision, device)
-    dataset = construct(Dataset, "data", config["data"]).to(device)  # type: ignore[type-abstract]
+    dataset = construct(Dataset, "data", config["data"]).to(device)
     torch.manual_seed(rng.derive_seed(config["seed"], "weights"))
     net = network(config, device, dtype)
     objective = _objective(config, net, teacher, device, dtype)
@@ -192,7 +199,7 @@ def _objective(
         start = _fitting(init, "objective.init", config, device, dtype)
         load_weights(net, start.net.state_dict(), f"objective.init={init}")
     arguments = {key: value for key, value in settings.items() if key not in NOT_ARGUMENTS}
-    return construct(Objective, "objective", arguments, **parts)  # type: ignore[type-abstract]
+    return construct(Objective, "objective", arguments, **parts)
 
 
 def _fitting(

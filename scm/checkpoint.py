@@ -26,7 +26,7 @@ EMA_FILE = "ema.safetensors"
 
 
 def digest(value: Any) -> str:
-    """SHA-256 over a nested state: order of dict keys, types, dtypes, shapes and bytes all count."""
+    """SHA-256 over a nested state: key order, types, dtypes, shapes and bytes all count."""
     sha = hashlib.sha256()
 
     def feed(part: Any) -> None:

@@ -15,14 +15,14 @@ from scm.errors import UserError
 
 
 class Jvp(Enum):
-    """How dF/dt is computed: one pass that carries it, or torch.func.jvp beside the forward pass."""
+    """How dF/dt is computed: one pass that carries it, or torch.func.jvp beside the pass."""
 
     dual = "dual"
     split = "split"
 
 
 class Norm(Enum):
-    """How long a tangent is: `l2` as in the paper, or `rms` = l2 / sqrt(D), the same at any size."""
+    """How long a tangent is: `l2` as in the paper, or `rms` = l2 / sqrt(D), alike at any size."""
 
     rms = "rms"
     l2 = "l2"
@@ -204,6 +204,7 @@ class SCDConfig(ConsistencyConfig):
 
     teacher: str | None = MISSING
     teacher_recipe: str | None = MISSING
+    teacher_overrides: list[str] = MISSING
 
 
 @dataclass
@@ -341,7 +342,7 @@ def _refuse_unknown(node: Any, prefix: str) -> None:
     if not isinstance(node, DictConfig):
         return
     schema = OmegaConf.get_type(node)
-    for key in node:
+    for key in map(str, node):
         if is_dataclass(schema) and key not in (known := [f.name for f in fields(schema)]):
             raise UserError(f"{prefix}{key}: unknown key; there is: {', '.join(sorted(known))}")
         _refuse_unknown(node._get_node(key), f"{prefix}{key}.")

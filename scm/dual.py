@@ -338,9 +338,7 @@ def _group_norm(
         return _by_functorch(f, x, groups, weight, bias, eps)
     batch, channels, *space = x.value.shape
     sizes = (batch, channels, x.value[0, 0].numel(), groups)
-    # The fused kernels want dense inputs of one memory format: on a GPU, always the contiguous one.
-    last = x.device.type == "cpu" and len(space) == 2 and x.value.is_contiguous(memory_format=torch.channels_last)
-    layout = torch.channels_last if last else torch.contiguous_format
+    layout = _group_norm_layout(x.value)
     value = x.value.contiguous(memory_format=layout)
     y, mean, rstd = torch.native_group_norm(value, weight, bias, *sizes, eps)
     with torch.no_grad():
@@ -351,6 +349,13 @@ def _group_norm(
         if weight is not None:
             dy = dy * weight.reshape(-1, *[1] * len(space))
     return _join(y, dy)
+
+
+def _group_norm_layout(x: Tensor) -> torch.memory_format:
+    """The format that the fused kernels want of all their inputs: on a GPU never channels-last."""
+    last = torch.channels_last
+    is_last = x.device.type == "cpu" and x.ndim == 4 and x.is_contiguous(memory_format=last)
+    return last if is_last else torch.contiguous_format
 
 
 @_pass("dropout")

@@ -1,7 +1,7 @@
 """What a run shows of its EMA network: held-out loss, samples, the denoising strip.
 
-Every input is fixed by the run's seed, so two evaluations differ by the weights alone. Knows nothing
-of training or of files.
+Every input is fixed by the run's seed, so two evaluations differ by the weights alone. Knows
+nothing of training or of files.
 """
 
 import time

@@ -96,14 +96,16 @@ class Experiment:
     device: torch.device
     dtype: torch.dtype
 
+    def __post_init__(self) -> None:
+        self.state = TrainState(self.net, Ema(self.net), self.optimizer)
+        self.counters, self.meter = Counters(), Meter()
+        self.evaluated: dict[str, float] = {}
+
     def run(self) -> dict[str, Any]:
         """Train to the end of the budget, or until interrupted; returns what metrics.json holds.
 
         Any exception is recorded there, with its traceback, and raised again.
         """
-        self.state = TrainState(self.net, Ema(self.net), self.optimizer)
-        self.counters, self.meter = Counters(), Meter()
-        self.evaluated: dict[str, float] = {}
         self._resume()
         self.logger = Logger(self.folder.path, step=self.state.step, config_text=self.config_text)
         self._write_metrics(Status.running)
@@ -198,6 +200,7 @@ class Experiment:
         log.info("done: %s", self.folder.path)
 
     def _save(self) -> None:
+        ema = dict(self.state.ema.net.state_dict())
         state = {
             "config": self.config,
             "step": self.state.step,
@@ -206,7 +209,7 @@ class Experiment:
             "meter": {"sums": dict(self.meter.sums), "count": self.meter.count},
             "evaluated": self.evaluated,
             "net": dict(self.net.state_dict()),
-            "ema": dict(self.state.ema.net.state_dict()),
+            "ema": ema,
             "optimizer": self.optimizer.state_dict(),
         }
         checkpoint.save(
@@ -216,7 +219,7 @@ class Experiment:
             keep=self.trainer.keep_checkpoints,
         )
         weights = self.folder.checkpoints / checkpoint.EMA_FILE
-        checkpoint.save_weights(weights, state["ema"], self.config)
+        checkpoint.save_weights(weights, ema, self.config)
         self._write_metrics(Status.running)
 
     def _resume(self) -> None:

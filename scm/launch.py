@@ -5,9 +5,10 @@ No torch is imported before the run is known to be possible, so a mistake is ans
 
 import logging
 import sys
-from contextlib import ExitStack
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from hydra import compose
 from hydra.core.hydra_config import HydraConfig
@@ -18,7 +19,10 @@ from omegaconf import DictConfig, OmegaConf
 from scm import validate
 from scm.config import plain
 from scm.errors import UserError
-from scm.runfolder import RunFolder, Status
+from scm.runfolder import RunFolder, Status, flatten
+
+if TYPE_CHECKING:
+    from scm.experiment import Experiment
 
 log = logging.getLogger(__name__)
 
@@ -35,7 +39,7 @@ class CheckFirst(Callback):
 
     def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
         """Exit with code 2 and one line on standard error."""
-        task = OmegaConf.masked_copy(config, [key for key in config if key != "hydra"])
+        task = OmegaConf.masked_copy(config, [str(key) for key in config if key != "hydra"])
         try:
             check(plain(task), RunFolder(Path(config.hydra.run.dir)))
         except UserError as error:
@@ -78,34 +82,37 @@ def run(cfg: DictConfig, folder: RunFolder) -> dict[str, Any]:
     if folder.status() is Status.done:
         log.info("done already: %s", folder.path)
         return folder.metrics()
+    files = _config_files(cfg, config)
+    teacher = config["objective"].get("teacher")
     with ExitStack() as stack:
-        teacher = config["objective"].get("teacher")
-        recipe = config["objective"].get("teacher_recipe")
-        if recipe and not teacher:
-            stack.enter_context(folder.open(_config_files(cfg, config)))
-            trained = RunFolder(folder.path / "teacher")
-            metrics = run(_teacher_config(cfg, recipe), trained)
+        if config["objective"].get("teacher_recipe") and not teacher:
+            stack.enter_context(folder.open(files))
+            own_teacher = RunFolder(folder.path / "teacher")
+            metrics = run(_teacher_config(config), own_teacher)
             if metrics["status"] == Status.stopped:
                 return metrics
-            teacher = str(trained.path)
-
-        from scm import build  # imports torch
-
-        experiment = build.experiment(
-            config, folder, config_text=OmegaConf.to_yaml(cfg), teacher=teacher
-        )
-        if not recipe:
-            stack.enter_context(folder.open(_config_files(cfg, config)))
+            experiment = _built(cfg, config, folder, str(own_teacher.path))
+        else:
+            experiment = _built(cfg, config, folder, teacher)
+            stack.enter_context(folder.open(files))
         stack.enter_context(_log_file(folder))
         return experiment.run()
 
 
-def _teacher_config(cfg: DictConfig, recipe: str) -> DictConfig:
-    """The recipe's own config, on this run's machine settings and seed."""
-    teacher = compose("config", overrides=[f"experiment={recipe}"])
-    for key in INHERITED:
-        OmegaConf.update(teacher, key, OmegaConf.select(cfg, key))
-    return teacher
+def _built(
+    cfg: DictConfig, config: dict[str, Any], folder: RunFolder, teacher: str | None
+) -> "Experiment":
+    from scm import build  # imports torch
+
+    return build.experiment(config, folder, config_text=OmegaConf.to_yaml(cfg), teacher=teacher)
+
+
+def _teacher_config(config: dict[str, Any]) -> DictConfig:
+    """The recipe's own config, on this run's seed and machine settings, then its overrides."""
+    flat, objective = flatten(config), config["objective"]
+    inherited = [f"{key}={'null' if flat[key] is None else flat[key]}" for key in INHERITED]
+    recipe = f"experiment={objective['teacher_recipe']}"
+    return compose("config", overrides=[recipe, *inherited, *objective["teacher_overrides"]])
 
 
 def _config_files(cfg: DictConfig, config: dict[str, Any]) -> dict[str, str]:
@@ -118,16 +125,14 @@ def _config_files(cfg: DictConfig, config: dict[str, Any]) -> dict[str, str]:
     }
 
 
-class _log_file:  # noqa: N801  (used like a function)
+@contextmanager
+def _log_file(folder: RunFolder) -> Iterator[None]:
     """While entered, everything logged also goes to the folder's run.log."""
-
-    def __init__(self, folder: RunFolder) -> None:
-        self._handler = logging.FileHandler(folder.path / "run.log", delay=True)
-        self._handler.setFormatter(logging.Formatter("[%(asctime)s] %(levelname)s %(message)s"))
-
-    def __enter__(self) -> None:
-        logging.getLogger().addHandler(self._handler)
-
-    def __exit__(self, *_: object) -> None:
-        logging.getLogger().removeHandler(self._handler)
-        self._handler.close()
+    handler = logging.FileHandler(folder.path / "run.log", delay=True)
+    handler.setFormatter(logging.Formatter("[%(asctime)s] %(levelname)s %(message)s"))
+    logging.getLogger().addHandler(handler)
+    try:
+        yield
+    finally:
+        logging.getLogger().removeHandler(handler)
+        handler.close()

@@ -38,11 +38,9 @@ class Logger:
         self._board.add_image(f"samples/{tag}", image, step, dataformats="HWC")
 
     def hparams(self, settings: dict[str, Any], metrics: dict[str, float]) -> None:
-        """TensorBoard's HParams page, written into this run and not into a second one."""
+        """This run's row on TensorBoard's HParams page; `metrics` are tags already logged here."""
         for proto in hparams_protos(settings, metrics):
-            self._board.file_writer.add_summary(proto)
-        for tag, value in metrics.items():
-            self._board.add_scalar(tag, value)
+            self._board._get_file_writer().add_summary(proto)
 
     def close(self) -> None:
         """Flush and close the event file."""

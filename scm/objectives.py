@@ -94,8 +94,8 @@ class Diffusion(Objective):
 class Consistency(Objective):
     """e^w ||F - F^- - g||^2 / D - w: Algorithm 1 of Lu & Song 2025.
 
-    F^- is F without gradient, g the (weighted, normalised) rearranged tangent along `path_velocity`,
-    the one thing in which training and distillation differ.
+    F^- is F without gradient, g the (weighted, normalised) rearranged tangent along
+    `path_velocity`, the one thing in which training and distillation differ.
     """
 
     learns_velocity = False

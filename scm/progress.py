@@ -22,17 +22,17 @@ class Progress:
         )
         self._redirect = logging_redirect_tqdm()
         self._redirect.__enter__()
+        self._metrics = ""
         self._started, self._used_at_start, self._used = time.monotonic(), used, used
 
     def update(self, used: float, step: int, images_per_second: float) -> None:
         """Called per step: moves the bar."""
         self._used = used
-        self._bar.n = min(1.0, used)
         if not self._bar.disable:
             rate = f"{images_per_second:,.0f} images/s"
-            self._bar.set_description_str(f"step {step:,}  {rate}  {self._left()}  {self._metrics}")
-
-    _metrics = ""
+            text = f"step {step:,}  {rate}  {self._left()}  {self._metrics}"
+            self._bar.set_description_str(text, refresh=False)
+            self._bar.update(used - self._bar.n)
 
     def report(self, step: int, images_per_second: float, loss: float, grad_norm: float) -> None:
         """Called per log interval: remembers the metrics, or logs a line without a terminal."""

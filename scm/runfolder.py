@@ -1,4 +1,4 @@
-"""A run's folder: whose it is, what stands in it, how far it got. No torch here: it answers at once.
+"""A run's folder: whose it is, what stands in it, how far it got. No torch: it answers at once.
 
 A folder belongs to one configuration. It is new, or goes on, or is done; anything else is refused
 before a byte of it changes.
@@ -90,15 +90,15 @@ class RunFolder:
             shown = ", ".join(f"{k}={mine.get(k)} (there: {theirs.get(k)})" for k in changed[:4])
             more = f" and {len(changed) - 4} more" if len(changed) > 4 else ""
             raise UserError(
-                f"hydra.run.dir={self.path}: holds a run with another configuration: {shown}{more}; "
-                "repeat its overrides to go on with it, or name another folder"
+                f"hydra.run.dir={self.path}: holds a run with another configuration: "
+                f"{shown}{more}; repeat its overrides to go on with it, or name another folder"
             )
 
     def open(self, config_files: dict[str, str]) -> TextIO:
         """Make the folder, lock it for this process, and write the composed config files.
 
-        Returns the lock: closing it, or ending the process, frees the folder. Raises UserError where
-        another process works in it.
+        Returns the lock: closing it, or ending the process, frees the folder. Raises UserError
+        where another process works in it.
         """
         for folder in (self.path / ".hydra", self.checkpoints, self.samples):
             folder.mkdir(parents=True, exist_ok=True)

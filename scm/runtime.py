@@ -1,7 +1,6 @@
-"""The machine: device, precision, threads, memory allocator, and what a metrics file says of them."""
+"""The machine: device, precision, threads, allocator, and what a metrics file says of them."""
 
 import ctypes
-import os
 import platform
 import resource
 import subprocess
@@ -14,6 +13,7 @@ import torch
 from scm.config import Device, Precision
 from scm.errors import UserError
 
+DEFAULT_THREADS = torch.get_num_threads()  # one per core, or OMP_NUM_THREADS
 PACKAGES = ("torch", "torchvision", "hydra-core", "omegaconf", "tensorboard", "numpy")
 
 
@@ -54,12 +54,12 @@ def _cpu_multiplies_bf16() -> bool:
 
 def prepare(threads: int | None) -> None:
     """Set threads, flush denormals, and keep freed memory: a user should not have to know."""
-    torch.set_num_threads(threads or len(os.sched_getaffinity(0)))
+    torch.set_num_threads(threads or DEFAULT_THREADS)
     torch.set_flush_denormal(True)
     if platform.libc_ver()[0] == "glibc":  # else every activation is mapped and unmapped anew
         libc = ctypes.CDLL(None)
         m_trim_threshold, m_mmap_threshold = -1, -3
-        libc.mallopt(m_mmap_threshold, 32 * 2**20)  # the largest that glibc takes
+        libc.mallopt(m_mmap_threshold, 2**30)
         libc.mallopt(m_trim_threshold, 2**31 - 1)
 
 
@@ -89,7 +89,7 @@ def versions() -> dict[str, str]:
 
 
 def git_commit() -> str:
-    """The commit of this code, `-dirty` where files differ from it, `unknown` outside a checkout."""
+    """The commit of this code, `-dirty` where files differ, `unknown` outside a checkout."""
     root = Path(__file__).parent.parent
     try:
         called = subprocess.run(

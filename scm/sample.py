@@ -154,7 +154,7 @@ def _write_npz(
     """`images`: uint8 (N, H, W), or (N, C, H, W) with several channels; a toy's stay float32."""
     is_toy = x.shape[2:].numel() == 1
     images = (x if is_toy else to_uint8(x)).squeeze(1).numpy()
-    arrays = {"images": images, "settings": np.array(json.dumps(settings))}
+    arrays: dict[str, Any] = {"images": images, "settings": np.array(json.dumps(settings))}
     if labels is not None:
         arrays["labels"] = labels.numpy()
     buffer = io.BytesIO()

@@ -36,8 +36,9 @@ class Sampler(ABC):
 class ConsistencySteps(Sampler):
     """x = f(x_T, T), then for every further time: noise it again, x = f(x_t, t).
 
-    `times` are the intermediate ones in radians, falling: none is one-step sampling, [1.1] the paper's
-    two-step sampling (Lu & Song 2025, sec. 5). Raises ValueError where they do not fall in (0, T).
+    `times` are the intermediate ones in radians, falling: none is one-step sampling, [1.1] the
+    paper's two-step sampling (Lu & Song 2025, sec. 5).
+    Raises ValueError where they do not fall strictly within (0, T).
     """
 
     uses_velocity = False
@@ -58,11 +59,11 @@ class ConsistencySteps(Sampler):
 
     def __call__(self, net: nn.Module, noise: Noise, label: Tensor | None) -> Tensor:
         """x_T is pure noise: cos(T) is 0.006, and the sampler knows no data to put there."""
-        x = torch.zeros_like(noise(0))
+        x = x_t = noise(0)
         for k, time in enumerate(self.times):
-            z = noise(k)
-            t = torch.full((len(z),), time, device=z.device, dtype=z.dtype)
-            x_t = z if k == 0 else trigflow.interpolate(x, z, t)
+            t = torch.full((len(x),), time, device=x.device, dtype=x.dtype)
+            if k > 0:
+                x_t = trigflow.interpolate(x, noise(k), t)
             F, _ = net(x_t / self.sigma_data, t, label)
             x = trigflow.consistency(x_t, F, t, self.sigma_data)
         return x
@@ -120,9 +121,9 @@ class Ddim(OdeSampler):
 class Heun(OdeSampler):
     """Second order: EDM's Heun scheme (Karras et al. 2022, Algorithm 1), written for TrigFlow.
 
-    EDM's variables are y = x / cos(t) and sigma = sigma_data tan(t), in which dy/dsigma is the noise
-    estimate divided by sigma_data; the scheme averages it over both ends of a step. The last step, to
-    0, is of first order, so N steps take 2N - 1 network calls.
+    EDM's variables are y = x / cos(t) and sigma = sigma_data tan(t), in which dy/dsigma is the
+    noise estimate divided by sigma_data; the scheme averages it over both ends of a step. The last
+    step, to 0, is of first order, so N steps take 2N - 1 network calls.
     """
 
     @property
@@ -184,7 +185,7 @@ def draw(
     batch_size: int = 256,
     labels: Tensor | None = None,
 ) -> Iterator[Tensor]:
-    """Yield n images in batches (b, C, H, W) on the CPU; `labels` is (n,) for a conditional network."""
+    """Yield n images in batches (b, C, H, W) on the CPU; `labels` (n,) for a conditional one."""
     for start in range(0, n, batch_size):
         stop = min(n, start + batch_size)
         on_cpu = noise_blocks(seed, start, stop, image_shape=image_shape, sigma_data=sigma_data)

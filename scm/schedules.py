@@ -41,7 +41,7 @@ def karras_times(
 
 
 def tangent_warmup(step: int, warmup_steps: int) -> float:
-    """r = min(1, step / H), the weight of the tangent's unstable part (Lu & Song 2025, sec. 4.1)."""
+    """r = min(1, step / H), the weight of g's unstable part (Lu & Song 2025, sec. 4.1)."""
     return min(1.0, step / warmup_steps) if warmup_steps else 1.0
 
 

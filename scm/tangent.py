@@ -18,7 +18,7 @@ from scm.config import Norm
 from scm.trigflow import broadcast
 
 Network = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]  # (x_t / sigma_data, t) -> (F, w)
-Jvp = Callable[[Any, tuple[Tensor, ...], tuple[Tensor, ...]], tuple[Any, Any]]
+Jvp = Callable[..., tuple[Any, Any]]  # (function, primals, tangents) -> (value, tangent)
 
 
 @dataclass(frozen=True)
@@ -30,14 +30,16 @@ class NetworkTangent:
     dF: Tensor  # (B, C, H, W) cos(t) sin(t) dF/dt, not recorded
 
 
-def split_jvp(fn: Any, primals: tuple[Tensor, ...], tangents: tuple[Tensor, ...]) -> Any:
+def split_jvp(
+    fn: Any, primals: tuple[Tensor, ...], tangents: tuple[Tensor, ...]
+) -> tuple[Any, Any]:
     """The reference: `torch.func.jvp` without gradients, then a second pass that records the value.
 
     The random state is restored between the passes, so that dropout draws the same mask in both.
     """
     devices = [primals[0].device] if primals[0].is_cuda else []
     with torch.random.fork_rng(devices=devices), torch.no_grad():
-        _, tangent = torch.func.jvp(fn, primals, tangents)
+        tangent = torch.func.jvp(fn, primals, tangents)[1]
     return fn(*primals), tangent
 
 
@@ -49,8 +51,8 @@ def network_tangent(
 ) -> NetworkTangent:
     """F, w and cos(t) sin(t) dF/dt along dx/dt  (Lu & Song 2025, sec. 4.1, "JVP rearrangement").
 
-    cos(t) sin(t) is multiplied into the input tangents, where it is harmless; multiplied onto dF/dt it
-    would meet an overflow near 0 and pi/2.
+    cos(t) sin(t) is multiplied into the input tangents, where it is harmless; multiplied onto
+    dF/dt it would meet an overflow near 0 and pi/2.
     """
     cos_sin = torch.cos(t) * torch.sin(t)
     tangents = (broadcast(cos_sin, x_t) * dxdt / sigma_data, cos_sin)
@@ -63,8 +65,8 @@ def rearranged_tangent(
 ) -> Tensor:
     """g = -cos^2(t) (sd F - dx/dt) - r (cos(t) sin(t) x_t + sd dF)  (Lu & Song 2025, Algorithm 1).
 
-    `dF` is cos(t) sin(t) dF/dt, as `network_tangent` gives it. At r = 1, g = cos(t) df/dt; at r = 0 it
-    is the diffusion loss's residual times -cos^2(t).
+    `dF` is cos(t) sin(t) dF/dt, as `network_tangent` gives it. At r = 1, g = cos(t) df/dt; at r =
+    0 it is the diffusion loss's residual times -cos^2(t).
     """
     t = broadcast(t, x_t)
     cos, sin = torch.cos(t), torch.sin(t)
@@ -84,7 +86,7 @@ class TangentControl(Protocol):
 
 
 class Normalize:
-    """g / (||g|| + c)  (Lu & Song 2025, sec. 4.1). c belongs to its norm: 0.1 in RMS is 2.8 in L2."""
+    """g / (||g|| + c)  (Lu & Song 2025, sec. 4.1). c = 0.1 in RMS is c = 2.8 in L2."""
 
     def __init__(self, *, c: float, norm: Norm | str) -> None:
         self.c = c
@@ -95,7 +97,7 @@ class Normalize:
 
 
 class Clip:
-    """Every value of g held in [-bound, bound], the paper's alternative (Lu & Song 2025, sec. 4.1)."""
+    """Every value of g held in [-bound, bound], the alternative (Lu & Song 2025, sec. 4.1)."""
 
     def __init__(self, *, bound: float) -> None:
         self.bound = bound

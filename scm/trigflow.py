@@ -1,7 +1,7 @@
 """EQUATIONS of TrigFlow (Lu & Song 2025, sec. 3): the path from data to noise, nothing else.
 
-Shapes: images (B, C, H, W); times t (B,) in radians, 0 is data and pi/2 is noise. `sigma_data` is the
-data's standard deviation and also the noise's: z ~ N(0, sigma_data^2 I).
+Shapes: images (B, C, H, W); times t (B,) in radians, 0 is data and pi/2 is noise. `sigma_data` is
+the data's standard deviation and also the noise's: z ~ N(0, sigma_data^2 I).
 This module knows no network, no loss and no sampler.
 """
 
@@ -37,8 +37,8 @@ def velocity(x0: Tensor, z: Tensor, t: Tensor) -> Tensor:
 def consistency(x_t: Tensor, F: Tensor, t: Tensor, sigma_data: float) -> Tensor:
     """f(x_t, t) = cos(t) x_t - sin(t) sigma_data F  (Lu & Song 2025, eq. 6).
 
-    With a diffusion model's F this is the denoiser E[x0 | x_t]; with a consistency model's F it is the
-    end of the ODE's trajectory. f(x, 0) = x for every F.
+    With a diffusion model's F this is the denoiser E[x0 | x_t]; with a consistency model's F it is
+    the end of the ODE's trajectory. f(x, 0) = x for every F.
     """
     t = broadcast(t, x_t)
     return torch.cos(t) * x_t - torch.sin(t) * sigma_data * F

@@ -1,4 +1,4 @@
-"""Is a composed configuration possible? Ranges and combinations, before anything is built. No torch.
+"""Is a composed configuration possible? Ranges and combinations, before building. No torch.
 
 The schema has already refused unknown keys and wrong types. Values that only an object can judge (a
 sampler's times, a model's image size) are judged when it is built.
@@ -104,7 +104,7 @@ def check(config: dict[str, Any]) -> None:
 
 
 def check_target(key: str, value: Any) -> None:
-    """A `_target_` is called when it is built: nothing but this project's and torch's optimisers."""
+    """A `_target_` will be called: nothing but this project's and torch's optimisers."""
     if key.rpartition(".")[2] == "_target_" and not str(value).startswith(TARGET_PREFIXES):
         allowed = " or ".join(f"{prefix}*" for prefix in TARGET_PREFIXES)
         raise UserError(f"{key}={value}: refused, a target must be {allowed}")

@@ -1,11 +1,11 @@
 """EQUATIONS of the loss's weights: the prior weight of a noise level, and the learned one.
 
-The paper's prior 1/sigma multiplies the *tangent*: it turns sigma_data sin(t) df/dt into cos(t) df/dt,
-which is Algorithm 1's g. So g already contains it, and:
+The paper's prior 1/sigma multiplies the *tangent*: it turns sigma_data sin(t) df/dt into cos(t)
+df/dt, which is Algorithm 1's g. So g already contains it, and:
 
 - `Unit`: nothing more, the paper's Algorithm 1;
-- `InverseSigma`: another 1/sigma on the squared error, as the seed, Sana-Sprint and FastGen have it;
-- `NoPrior`: the tangent times sigma, which takes the paper's prior out again.
+- `InverseSigma`: another 1/sigma on the squared error, as the seed, Sana-Sprint and FastGen have
+it; - `NoPrior`: the tangent times sigma, which takes the paper's prior out again.
 
 This module knows no network.
 """
@@ -70,7 +70,7 @@ class NoPrior(Unit):
 def adaptive_loss(error: Tensor, w: Tensor) -> Tensor:
     """L = e^w error - w  (Lu & Song 2025, eq. 8; Karras et al. 2024 write w = -logvar).
 
-    `error` (B,) is the weighted mean squared error of a sample, w (B,) the learned log weight. At the
-    optimum e^w E[error] = 1, so that every noise level contributes alike.
+    `error` (B,) is the weighted mean squared error of a sample, w (B,) the learned log weight. At
+    the optimum e^w E[error] = 1, so that every noise level contributes alike.
     """
     return torch.exp(w) * error - w

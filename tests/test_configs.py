@@ -47,7 +47,9 @@ def test_every_option_says_in_one_line_what_it_is(group, option):
     assert comments and len(comments[0]) > 20
 
 
-@pytest.mark.parametrize("path", sorted((REPOSITORY / "sweeps").glob("*.yaml")), ids=lambda p: p.stem)
+@pytest.mark.parametrize(
+    "path", sorted((REPOSITORY / "sweeps").glob("*.yaml")), ids=lambda p: p.stem
+)
 def test_every_sweep_composes(path):
     """A sweep is a primary config that sits on `config` and says its question on line 1."""
     lines = path.read_text().splitlines()

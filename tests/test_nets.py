@@ -1,5 +1,6 @@
 """The networks: tangents, shapes, starts, precision, and the layers' defining properties."""
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,15 @@ PARAMETERS = {  # millions
     "unet_mobile": (0.82, 0.84),
     "mlp": (0.1, 0.5),
 }
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_thread() -> Iterator[None]:
+    """Tiny tensors on several threads only wait for each other, badly so on a busy machine."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 def read(path: Path) -> dict[str, Any]:
@@ -229,6 +239,18 @@ def test_dropout_mask_is_shared() -> None:
     )
     assert relative(dout[0], (above[0] - below[0]) / (2 * h)) < 1e-5
     assert not torch.equal(out[0], net.eval()(*primals)[0])
+
+
+def test_dual_pass_compiles_to_one_graph() -> None:
+    net = small("unet")
+    primals, tangents = inputs()
+
+    def pushforward(*args: Tensor) -> tuple[Any, Any]:
+        return dual.jvp(net, args[:2], args[2:])
+
+    compiled = torch.compile(pushforward, fullgraph=True, backend="eager")
+    got, expected = compiled(*primals, *tangents), pushforward(*primals, *tangents)
+    torch.testing.assert_close(got, expected, rtol=1e-12, atol=1e-13)
 
 
 # ---------------------------------------------------------------- layers

@@ -1,4 +1,6 @@
-"""Samplers against the exact ODE of Gaussian data, an independent scheme, and their own promises."""
+"""Samplers against the exact ODE of Gaussian data, an independent scheme, and their promises."""
+
+from itertools import pairwise
 
 import pytest
 import torch
@@ -36,14 +38,14 @@ def ode_error(kind, steps):
 def test_order_of_the_ode_samplers(kind, ratio):
     """Doubling the steps divides the error by 2 (first order) or 4 (second order)."""
     errors = [ode_error(kind, steps) for steps in (64, 128, 256)]
-    for coarse, fine in zip(errors, errors[1:], strict=False):
+    for coarse, fine in pairwise(errors):
         assert ratio * 0.85 < coarse / fine < ratio * 1.3
     assert errors[-1] < 0.02
 
 
 def edm_heun(denoise, y, sigmas):
     """Karras et al. 2022, Algorithm 1 in its own variables: y = x0 + sigma n, D(y; sigma)."""
-    for now, after in zip(sigmas, sigmas[1:], strict=False):
+    for now, after in pairwise(sigmas):
         d = (y - denoise(y, now)) / now
         y_next = y + (after - now) * d
         if after > 0:

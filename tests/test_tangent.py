@@ -51,7 +51,7 @@ def test_at_r_0_g_is_the_diffusion_residual():
 
 
 def test_input_tangents_stay_finite_at_both_ends():
-    """cos t sin t is multiplied in beforehand: near 0 and pi/2 nothing overflows, even in float32."""
+    """cos t sin t is multiplied in beforehand: nothing overflows near 0 and pi/2 in float32."""
     t = torch.tensor([0.0, 1e-20, math.pi / 2 - 1e-7, math.pi / 2])
     x = torch.ones(4, 1, 2, 2)
     assert g_of(smooth_net, x, t, x).isfinite().all()

@@ -47,7 +47,9 @@ def test_adaptive_weight_has_its_optimum_where_the_weighted_error_is_1():
         return loss
 
     optimizer.step(closure)
-    torch.testing.assert_close(torch.exp(w.detach()) * error, torch.ones(2).double(), rtol=1e-5, atol=0)
+    torch.testing.assert_close(
+        torch.exp(w.detach()) * error, torch.ones(2).double(), rtol=1e-5, atol=0
+    )
 
 
 @pytest.mark.parametrize("kind", [weighting.Unit, weighting.InverseSigma, weighting.NoPrior])

@@ -6,6 +6,7 @@ pnorm(1 + MLP(t)) once per resolution; group norm stands in for its batch norm.
 """
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 import torch
 import torch.nn.functional as F
@@ -53,9 +54,7 @@ class Unit(nn.Module):
 def units(channels_in: int, channels_out: int, groups: int, count: int) -> nn.Sequential:
     """count units of stride 1; the last one changes the number of channels."""
     widths = [channels_in] * count + [channels_out]
-    return nn.Sequential(
-        *(Unit(a, b, groups, stride=1) for a, b in zip(widths[:-1], widths[1:], strict=True))
-    )
+    return nn.Sequential(*(Unit(a, b, groups, stride=1) for a, b in pairwise(widths)))
 
 
 class Encoder(nn.Module):
@@ -113,7 +112,7 @@ class Mobile(nn.Module):
                 f"{factor}; use model=mlp for other data"
             )
         widths = [width, *(width * m for m in multipliers)]
-        steps = list(zip(widths[:-1], widths[1:], strict=True))
+        steps = list(pairwise(widths))
         channels = self.image_shape[0]
         self.conditioning = Conditioning(
             time_embedding=time_embedding, num_classes=num_classes, width=embedding_width

@@ -6,6 +6,7 @@ the noise in its last bits, which bfloat16 would round away.
 """
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 import torch
 import torch.nn.functional as F
@@ -127,7 +128,7 @@ class UNet(nn.Module):
             )
 
         pixels = self.image_shape[0] * patch**2
-        steps = list(zip(widths[:-1], widths[1:], strict=True))  # (fine, coarse)
+        steps = list(pairwise(widths))  # (fine, coarse)
         self.conditioning = Conditioning(
             time_embedding=time_embedding, num_classes=num_classes, width=embedding_width
         )

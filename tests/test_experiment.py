@@ -1,0 +1,236 @@
+"""Runs from beginning to end: every objective and model, exact resume, what is left."""
+
+import json
+import os
+import signal
+
+import pytest
+import torch
+from runs import TINY, built, trained
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from scm import build, checkpoint
+from scm.data import IdxImages
+from scm.errors import UserError
+from scm.experiment import Diverged
+
+TWO_STEPS = ("trainer.budget.steps=2", "trainer.log_every=1")
+
+
+@pytest.fixture(scope="session")
+def teachers(tmp_path_factory):
+    """A diffusion run of two steps for every model, made when first asked for."""
+    made = {}
+
+    def teacher(model):
+        if model not in made:
+            made[model] = tmp_path_factory.mktemp("teachers") / model
+            trained(
+                made[model], "objective=diffusion", "sampler.heun.steps=2", *TINY[model], *TWO_STEPS
+            )
+        return made[model]
+
+    return teacher
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("model", TINY)
+@pytest.mark.parametrize("objective", ["diffusion", "sct", "scd"])
+def test_every_objective_trains_every_model(objective, model, teachers, tmp_path):
+    teacher = teachers(model)
+    if objective == "diffusion":
+        metrics = json.loads((teacher / "metrics.json").read_text())
+    else:
+        needed = (f"objective.teacher={teacher}",) if objective == "scd" else ()
+        metrics = trained(
+            tmp_path / "run",
+            f"objective={objective}",
+            *needed,
+            *TINY[model],
+            *TWO_STEPS,
+            teacher=teacher if objective == "scd" else None,
+        )
+    assert metrics["status"] == "done" and metrics["steps"] == 2 and metrics["images_seen"] == 16
+    assert all(abs(value) < 1e6 for value in metrics["metrics"].values())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("objective", ["diffusion", "sct"])
+def test_the_toy_trains(objective, tmp_path):
+    metrics = trained(
+        tmp_path / "run",
+        f"objective={objective}",
+        "data=bimodal",
+        *TINY["mlp"],
+        *TWO_STEPS,
+    )
+    assert metrics["status"] == "done"
+
+
+@pytest.mark.slow
+def test_a_conditional_model_trains_and_starts_from_another_run(tmp_path):
+    conditional = (*TINY["unet"], "model.num_classes=10", *TWO_STEPS)
+    trained(tmp_path / "first", *conditional)
+    second = built(tmp_path / "second", *conditional, f"objective.init={tmp_path / 'first'}")
+    weights, _ = checkpoint.read_weights(tmp_path / "first")
+    assert all(torch.equal(value, weights[name]) for name, value in second.net.state_dict().items())
+    with pytest.raises(UserError, match=r"model.num_classes=10, this run has 0"):
+        built(tmp_path / "third", *TINY["unet"], f"objective.init={tmp_path / 'first'}")
+
+
+def signal_at(step, monkeypatch):
+    """Send this process SIGTERM while the batch of `step` is fetched."""
+    original = IdxImages.batch
+
+    def batch(self, seed, k, batch_size):
+        if k == step:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return original(self, seed, k, batch_size)
+
+    monkeypatch.setattr(IdxImages, "batch", batch)
+
+
+@pytest.mark.parametrize("stop_at", [2, 5])
+def test_a_stopped_run_goes_on_exactly(stop_at, tmp_path, monkeypatch):
+    """Every tensor and counter of the last checkpoint, and every logged number, bit for bit."""
+    run = (*TINY["unet"], "objective.dropout=0.2", "objective.tangent_warmup_steps=4")
+    run += ("trainer.budget.steps=8", "trainer.save_every=3", "trainer.evaluate_every=100")
+    trained(tmp_path / "whole", *run)
+    with monkeypatch.context() as context:
+        signal_at(stop_at, context)
+        metrics = trained(tmp_path / "parts", *run)
+    assert metrics["status"] == "stopped" and metrics["steps"] == stop_at + 1
+    assert trained(tmp_path / "parts", *run)["status"] == "done"
+
+    ends = [checkpoint.newest(tmp_path / name / "checkpoints") for name in ("whole", "parts")]
+    for end in ends:
+        end.pop("counters")  # seconds
+    assert checkpoint.digest(ends[0]) == checkpoint.digest(ends[1])
+    logs = [
+        [
+            {
+                key: value
+                for key, value in json.loads(line).items()
+                if "perf" not in key and "/s" not in key
+            }
+            for line in (tmp_path / name / "metrics.jsonl").read_text().splitlines()
+        ]
+        for name in ("whole", "parts")
+    ]
+    strip = [
+        [{k: v for k, v in r.items() if "images_per_second" not in k} for r in log] for log in logs
+    ]
+    assert strip[0] == strip[1]
+
+
+def test_the_seed_decides_the_run(tmp_path):
+    run = (*TINY["unet_small"], *TWO_STEPS)
+    ends = []
+    for name, seed in (("a", 1), ("b", 1), ("c", 2)):
+        trained(tmp_path / name, *run, f"seed={seed}")
+        ends.append(checkpoint.newest(tmp_path / name / "checkpoints"))
+    assert checkpoint.digest(ends[0]["net"]) == checkpoint.digest(ends[1]["net"])
+    assert checkpoint.digest(ends[0]["net"]) != checkpoint.digest(ends[2]["net"])
+
+
+def test_what_a_run_leaves(tmp_path):
+    path = tmp_path / "run"
+    metrics = trained(path, *TINY["unet_small"])
+    wanted = {
+        *("status", "objective", "seed", "steps", "images_seen", "seconds", "images_per_second"),
+        *("peak_memory_bytes", "parameters", "git_commit", "versions", "device", "metrics"),
+    }
+    assert wanted <= set(metrics) and json.loads((path / "metrics.json").read_text()) == metrics
+    steps = [json.loads(line)["step"] for line in (path / "metrics.jsonl").read_text().splitlines()]
+    assert steps == [4, 6, 8, 12, 12]
+    pictures = {p.name for p in (path / "samples").iterdir()}
+    assert pictures == {
+        f"{name}_{step:08d}.png"
+        for name in ("one_step", "two_step", "denoising_strip", "loss_over_noise")
+        for step in (6, 12)
+    }
+    trained_net = build.trained_network(
+        path / "checkpoints" / "ema.safetensors", torch.device("cpu"), torch.float32
+    )
+    from_folder = build.trained_network(path, torch.device("cpu"), torch.float32)
+    assert checkpoint.digest(dict(trained_net.net.state_dict())) == checkpoint.digest(
+        dict(from_folder.net.state_dict())
+    )
+
+
+def test_tensorboard_shows_scalars_pictures_config_and_hparams_in_one_run(tmp_path):
+    trained(tmp_path / "run", *TINY["unet_small"])
+    events = EventAccumulator(str(tmp_path / "run")).Reload()
+    tags = events.Tags()
+    assert {"train/loss", "tangent/rms", "perf/images_per_second", "eval/loss"} <= set(
+        tags["scalars"]
+    )
+    assert {tag.split("/")[0] for tag in tags["scalars"]} == {"train", "tangent", "perf", "eval"}
+    assert set(tags["images"]) == {
+        f"samples/{n}" for n in ("one_step", "two_step", "denoising_strip", "loss_over_noise")
+    }
+    assert tags["tensors"] == ["config/text_summary"]
+    assert (
+        "hparams" in events.summary_metadata["_hparams_/session_start_info"].plugin_data.plugin_name
+    )
+    assert len(list((tmp_path / "run").glob("events.*"))) == 1
+
+
+def test_a_diverging_run_fails_with_its_reason_in_its_folder(tmp_path):
+    with pytest.raises(Diverged, match="diverged"):
+        trained(
+            tmp_path / "run",
+            *TINY["unet_small"],
+            *("objective.lr=1e30", "trainer.grad_clip=null", "trainer.log_every=1"),
+            *("trainer.lr_warmup_steps=0", "trainer.budget.steps=50"),
+        )
+    metrics = json.loads((tmp_path / "run" / "metrics.json").read_text())
+    assert metrics["status"] == "failed" and "Diverged" in metrics["traceback"]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "said"),
+    [
+        (["data=bimodal"], r"images \(1, 1, 1\): this UNet needs"),
+        (["model.num_classes=7"], "model.num_classes=7: mnist has 10 classes"),
+        (["sampler=multi_step", "sampler.multi_step.times=[1,1.2]"], "must fall strictly"),
+        (["data.sigma_data=0.3"], r"data.sigma_data=0.3: mnist measures 0.481"),
+        (["trainer.device=mps"], "trainer.device=mps: not on this machine"),
+        (["model.norm=batch"], "model.norm='batch'"),
+        (["optimizer._target_=scm.data.copy.copy"], "refused, there is no such class"),
+        (["optimizer._target_=scm.data.Tensor"], "outside this project"),
+        (["optimizer._target_=scm.data.IdxImages"], "refused, not a Optimizer"),
+    ],
+)
+def test_parts_that_do_not_fit_are_named_and_nothing_is_written(overrides, said, tmp_path):
+    with pytest.raises(UserError, match=said):
+        built(tmp_path / "run", *overrides)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_consistency_model_is_no_teacher_and_another_network_does_not_fit(teachers, tmp_path):
+    trained(tmp_path / "sct", *TINY["unet_small"], *TWO_STEPS)
+    scd = ("objective=scd", f"objective.teacher={tmp_path / 'sct'}", *TINY["unet_small"])
+    with pytest.raises(UserError, match="a consistency model, so not a velocity"):
+        built(tmp_path / "run", *scd, teacher=tmp_path / "sct")
+    teacher = teachers("unet_small")
+    with pytest.raises(UserError, match="its weights are of another network"):
+        built(
+            tmp_path / "run",
+            *("objective=scd", f"objective.teacher={teacher}", *TINY["unet_attention"]),
+            teacher=teacher,
+        )
+
+
+def test_the_student_starts_from_the_teacher(teachers, tmp_path):
+    teacher = teachers("unet_small")
+    run = ("objective=scd", f"objective.teacher={teacher}", *TINY["unet_small"])
+    student = built(tmp_path / "run", *run, teacher=teacher)
+    weights, _ = checkpoint.read_weights(teacher)
+    assert all(
+        torch.equal(value, weights[name]) for name, value in student.net.state_dict().items()
+    )
+    fresh = built(tmp_path / "run", *run, "objective.init=null", teacher=teacher)
+    assert checkpoint.digest(dict(fresh.net.state_dict())) != checkpoint.digest(
+        dict(student.net.state_dict())
+    )

@@ -1,0 +1,38 @@
+"""What the README promises is there: functions and tests of its table, files of its tree."""
+
+import importlib
+import re
+from pathlib import Path
+
+import pytest
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+README = (REPOSITORY / "README.md").read_text()
+ROWS = re.findall(r"\| `(scm\.[\w.]+)` \| `(test_\w+\.py)::(\w+)` \|", README)
+TREE = re.findall(r"^(run\.py|(?:scm|conf|sweeps|tests)/[\w./]*) +(.+)$", README, re.MULTILINE)
+
+
+def test_the_table_and_the_tree_were_found():
+    assert len(ROWS) >= 20 and len(TREE) >= 30
+
+
+@pytest.mark.parametrize(("function", "file", "test"), ROWS, ids=[row[2] for row in ROWS])
+def test_every_row_of_the_table_exists(function, file, test):
+    module, _, name = function.rpartition(".")
+    assert hasattr(importlib.import_module(module), name)
+    assert f"def {test}(" in (REPOSITORY / "tests" / file).read_text()
+
+
+def test_the_tree_is_whole():
+    listed = {path.rstrip("/") for path, _ in TREE}
+    modules = {f"scm/{path.name}" for path in (REPOSITORY / "scm").glob("*.py")} - {
+        "scm/__init__.py"
+    }
+    assert listed >= modules and all((REPOSITORY / path).exists() for path in listed)
+    too_long = [path for path, words in TREE if len(words.split()) > 7]
+    assert too_long == []
+
+
+def test_every_picture_and_link_to_a_file_exists():
+    links = re.findall(r"\]\(([^)#:]+)\)", README)
+    assert links and [link for link in links if not (REPOSITORY / link).exists()] == []
