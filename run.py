@@ -15,4 +15,5 @@ def main(cfg: DictConfig) -> float | None:
 
 
 if __name__ == "__main__":
-    main()
+    with launch.composition_errors_in_one_line():
+        main()

@@ -4,6 +4,7 @@ No torch is imported before the run is known to be possible, so a mistake is ans
 """
 
 import logging
+import os
 import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -12,9 +13,11 @@ from typing import TYPE_CHECKING, Any
 
 from hydra import compose
 from hydra.core.hydra_config import HydraConfig
+from hydra.errors import HydraException, InstantiationException
 from hydra.experimental.callback import Callback
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 from scm import validate
 from scm.config import plain
@@ -26,6 +29,15 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+HYDRAS_INTERNALS = (  # lines of Hydra's errors that help nobody who calls run.py
+    "To append to your config",
+    "full_key:",
+    "reference_type=",
+    "object_type=",
+    "Config search path",
+    "provider=",
+    "schema_",
+)
 INHERITED = (
     "seed",
     "trainer.device",
@@ -44,12 +56,37 @@ class CheckFirst(Callback):
             check(plain(task), RunFolder(Path(config.hydra.run.dir)))
         except UserError as error:
             fail(error)
+        except OmegaConfBaseException as error:  # an interpolation to nowhere, a missing value
+            fail(_one_line(error))
 
 
 def fail(error: UserError) -> None:
     """One line on standard error, exit code 2."""
     print(f"error: {error}", file=sys.stderr)
     sys.exit(2)
+
+
+@contextmanager
+def composition_errors_in_one_line() -> Iterator[None]:
+    """Hydra's several lines about an unknown key or option, or a wrong type, as one.
+
+    Everything else, a mistake of this code's among it, keeps its traceback.
+    """
+    os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # else Hydra prints and exits by itself
+    try:
+        yield
+    except InstantiationException:
+        raise
+    except (HydraException, OmegaConfBaseException) as error:
+        fail(_one_line(error))
+
+
+def _one_line(error: BaseException) -> UserError:
+    """Hydra's error and its cause without what only Hydra's developers need."""
+    text = f"{error}\n{error.__cause__ or ''}"
+    lines = [line.strip().removeprefix("In 'config': ") for line in text.splitlines()]
+    kept = [line for line in lines if line and not line.startswith(HYDRAS_INTERNALS)]
+    return UserError("; ".join(dict.fromkeys(kept)).replace(":; ", ": ").replace(".; ", "; "))
 
 
 def check(config: dict[str, Any], folder: RunFolder) -> None:
