@@ -111,9 +111,7 @@ class Processes(World):
     def parallel(self, loss: "nn.Module", *, uses_all: bool) -> "nn.Module":
         from torch.nn.parallel import DistributedDataParallel
 
-        return DistributedDataParallel(
-            loss, broadcast_buffers=False, find_unused_parameters=not uses_all
-        )
+        return DistributedDataParallel(loss, find_unused_parameters=not uses_all)
 
     def passes(self, loss: "nn.Module", parts: Sequence[T]) -> Iterator[T]:
         with loss.no_sync():  # type: ignore[operator]  # DistributedDataParallel's

@@ -121,6 +121,7 @@ def compiled(
         return objective
     # The gradients of one graph come at its end; splitting it would let their exchange begin before
     torch._dynamo.config.optimize_ddp = False
+    torch.compiler.reset()  # an earlier run's graphs, in a sweep, count against dynamo's limit
     compile = partial(torch.compile, mode=choice.value, fullgraph=True, dynamic=False)
     attempt = objective.compiled(compile)
     try:
