@@ -198,7 +198,7 @@ def test_a_compiled_run_trains_and_leaves_the_same_names(tmp_path):
 
 def test_what_cannot_be_compiled_trains_in_eager_mode_and_says_so_once(tmp_path, caplog):
     """`split` forks the random state, which no graph holds."""
-    run = (*TINY["unet_small"], "objective.jvp=split", "trainer.budget.steps=2")
+    run = (*TOY, "objective.jvp=split", "trainer.budget.steps=2")
     trained(tmp_path / "eager", *run)
     with caplog.at_level(logging.WARNING):
         trained(tmp_path / "run", *run, "trainer.compile=default")
