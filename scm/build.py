@@ -16,7 +16,7 @@ from hydra.utils import get_class, instantiate
 from omegaconf import OmegaConf
 from torch import nn
 
-from scm import checkpoint, rng, runtime, validate
+from scm import checkpoint, distributed, rng, runtime, validate
 from scm.config import TrainerConfig
 from scm.data import Dataset
 from scm.errors import UserError
@@ -134,6 +134,8 @@ def experiment(
     runtime.prepare(trainer.threads)
     device = runtime.find_device(trainer.device)
     dtype = runtime.find_dtype(trainer.precision, device)
+    world = distributed.world()
+    world.check(trainer.batch_size, device)
     dataset = construct(Dataset, "data", config["data"]).to(device)
     torch.manual_seed(rng.derive_seed(config["seed"], "weights"))
     net = network(config, device, dtype)
@@ -169,6 +171,7 @@ def experiment(
         ),
         device=device,
         dtype=dtype,
+        world=world,
     )
 
 

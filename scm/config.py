@@ -36,6 +36,13 @@ class Precision(Enum):
     bf16 = "bf16"
 
 
+class Compile(Enum):
+    """How training's passes through the network are compiled; the value is torch's name."""
+
+    default = "default"
+    cuda_graphs = "reduce-overhead"
+
+
 class Device(Enum):
     """Where to train; `auto` takes the first of cuda, mps, cpu that is there."""
 
@@ -269,12 +276,14 @@ class TrainerConfig:
 
     budget: BudgetConfig = MISSING
     batch_size: int = MISSING
+    micro_batch_size: int | None = MISSING
     lr_warmup_steps: int = MISSING
     lr_decay_fraction: float = MISSING
     grad_clip: float | None = MISSING
     ema_half_life_images: float = MISSING
     ema_rampup: float | None = MISSING
     precision: Precision = MISSING
+    compile: Compile | None = MISSING
     device: Device = MISSING
     threads: int | None = MISSING
     log_every: int = MISSING

@@ -74,7 +74,7 @@ class Evaluator:
         sigmas = torch.logspace(-2, 1.9, LEVELS, dtype=torch.float64)
         errors, inverse_weights = [], []
         for t in trigflow.time_from_sigma(sigmas, self.objective.sigma_data).float():
-            noised = self._noised(LEVEL_IMAGES, t.expand(LEVEL_IMAGES), "eval-noise")
+            noised = self._noised(LEVEL_IMAGES, t.repeat(LEVEL_IMAGES), "eval-noise")
             loss = self.objective.loss(net, noised, step)
             errors.append(loss.error.mean().cpu())
             inverse_weights.append(torch.exp(-loss.w).mean().cpu())
@@ -97,7 +97,7 @@ class Evaluator:
         )[:-1].float()
         noisy, denoised = [], []
         for t in times:
-            noised = self._noised(STRIP_IMAGES, t.expand(STRIP_IMAGES), "eval-noise")
+            noised = self._noised(STRIP_IMAGES, t.repeat(STRIP_IMAGES), "eval-noise")
             x_t = trigflow.interpolate(noised.x0, noised.z, noised.t)
             F, _ = net(x_t / sd, noised.t, noised.label)
             noisy.append(x_t.cpu())

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from scm import checkpoint, pictures, runtime
 from scm.config import BudgetConfig, TrainerConfig
 from scm.data import Dataset
+from scm.distributed import World
 from scm.ema import Ema
 from scm.evaluate import Evaluator
 from scm.interrupts import Interrupts
@@ -82,7 +83,7 @@ def budget_used(budget: BudgetConfig, state: TrainState, seconds: float) -> floa
 
 @dataclass
 class Experiment:
-    """One run in one folder. `run` may be called once."""
+    """One run in one folder. `run` may be called once, by all processes of the job together."""
 
     folder: RunFolder
     config: dict[str, Any]  # plain and resolved, as it goes into checkpoints
@@ -95,6 +96,7 @@ class Experiment:
     evaluator: Evaluator
     device: torch.device
     dtype: torch.dtype
+    world: World
 
     def __post_init__(self) -> None:
         self.state = TrainState(self.net, Ema(self.net), self.optimizer)
@@ -107,27 +109,38 @@ class Experiment:
         Any exception is recorded there, with its traceback, and raised again.
         """
         self._resume()
-        self.logger = Logger(self.folder.path, step=self.state.step, config_text=self.config_text)
-        self._write_metrics(Status.running)
+        self.world.first(self._begin)
         try:
             with Interrupts() as interrupts:
-                self._train(interrupts)
-            if not interrupts.signal:
-                self._finish()
-            status = Status.stopped if interrupts.signal else Status.done
-            metrics = self._write_metrics(status, signal=interrupts.signal)
+                signal = self._train(interrupts)
+            if not signal:
+                self.world.first(self._finish)
+            status = Status.stopped if signal else Status.done
+            metrics = self._metrics(status, signal=signal)
+            self.world.first(lambda: self.folder.write_metrics(metrics))
         except Exception:
-            self._write_metrics(Status.failed, traceback=traceback.format_exc())
+            if self.world.is_first:
+                failed = self._metrics(Status.failed, traceback=traceback.format_exc())
+                self.folder.write_metrics(failed)
             raise
         finally:
-            self.logger.close()
-        return metrics
+            if self.world.is_first:
+                self.logger.close()
+        return self.world.share(metrics)
+
+    def _begin(self) -> None:
+        self.logger = Logger(self.folder.path, step=self.state.step, config_text=self.config_text)
+        self.folder.write_metrics(self._metrics(Status.running))
 
     @property
     def _used(self) -> float:
         return budget_used(self.trainer.budget, self.state, self.counters.seconds)
 
-    def _train(self, interrupts: Interrupts) -> None:
+    def _train(self, interrupts: Interrupts) -> int:
+        """Train on; returns the signal that ended it, 0 for none.
+
+        Clocks and signals differ between processes: each asks the others before it decides by one.
+        """
         steps = train_steps(
             self.state,
             self.objective,
@@ -136,26 +149,29 @@ class Experiment:
             learning_rate=self.config["optimizer"]["lr"],
             seed=self.config["seed"],
             labels=self.evaluator.labels,
+            world=self.world,
             progress=lambda: self._used,
         )
-        progress = Progress(self._used)
+        progress = Progress(self._used, shown=self.world.is_first)
         first_step = self.state.step
         try:
-            while self._used < 1 and not interrupts.signal:
+            while not (signal := self.world.largest(interrupts.signal)) and self._used < 1:
                 started = time.perf_counter()
                 record = next(steps)
                 self.meter.add(record.scalars)
                 if record.step % self.trainer.log_every == 0:
                     self._log(record, progress)
-                self._count(time.perf_counter() - started, record.step - first_step)
+                seconds = self.world.largest(time.perf_counter() - started)
+                self._count(seconds, record.step - first_step)
                 progress.update(self._used, record.step, self.counters.images_per_second)
                 if record.step % self.trainer.evaluate_every == 0 and self._used < 1:
-                    self._evaluate()
+                    self.world.first(self._evaluate)
                 if record.step % self.trainer.save_every == 0 and self._used < 1:
-                    self._save()
+                    self.world.first(self._save)
         finally:
             progress.close()
-        self._save()
+        self.world.first(self._save)
+        return signal
 
     def _count(self, seconds: float, steps_here: int) -> None:
         self.counters.seconds += seconds
@@ -165,18 +181,16 @@ class Experiment:
 
     def _log(self, record: StepRecord, progress: Progress) -> None:
         values = self.meter.take()
-        self.logger.scalars(
-            record.step,
-            {
-                **values,
-                "train/learning_rate": record.learning_rate,
-                "train/ema_decay": record.ema_decay,
-                "perf/images_per_second": self.counters.images_per_second,
-                "perf/images_seen": record.images_seen,
-                "perf/seconds": self.counters.seconds,
-                "perf/peak_memory_bytes": runtime.peak_memory_bytes(self.device),
-            },
-        )
+        all_values = {
+            **values,
+            "train/learning_rate": record.learning_rate,
+            "train/ema_decay": record.ema_decay,
+            "perf/images_per_second": self.counters.images_per_second,
+            "perf/images_seen": record.images_seen,
+            "perf/seconds": self.counters.seconds,
+            "perf/peak_memory_bytes": runtime.peak_memory_bytes(self.device),
+        }
+        self.world.first(lambda: self.logger.scalars(record.step, all_values))
         loss, grad_norm = values["train/loss"], values["train/grad_norm"]
         progress.report(record.step, self.counters.images_per_second, loss, grad_norm)
         if loss != loss or abs(loss) == float("inf"):
@@ -220,7 +234,7 @@ class Experiment:
         )
         weights = self.folder.checkpoints / checkpoint.EMA_FILE
         checkpoint.save_weights(weights, ema, self.config)
-        self._write_metrics(Status.running)
+        self.folder.write_metrics(self._metrics(Status.running))
 
     def _resume(self) -> None:
         saved = checkpoint.newest(self.folder.checkpoints)
@@ -236,8 +250,9 @@ class Experiment:
         self.optimizer.load_state_dict(saved["optimizer"])
         log.info("going on at step %d: %s", self.state.step, self.folder.path)
 
-    def _write_metrics(self, status: Status, **more: Any) -> dict[str, Any]:
-        metrics = {
+    def _metrics(self, status: Status, **more: Any) -> dict[str, Any]:
+        """What metrics.json holds."""
+        return {
             "status": status,
             "objective": self.objective.name,
             "seed": self.config["seed"],
@@ -251,11 +266,10 @@ class Experiment:
             "git_commit": runtime.git_commit(),
             "versions": runtime.versions(),
             "device": runtime.device_name(self.device),
+            "processes": self.world.size,
             "metrics": self.evaluated,
             **more,
         }
-        self.folder.write_metrics(metrics)
-        return metrics
 
     def _hparams(self) -> dict[str, Any]:
         """Fixed flat keys, the same in every run, never None."""

@@ -19,7 +19,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from scm import validate
+from scm import distributed, validate
 from scm.config import plain
 from scm.errors import UserError
 from scm.runfolder import RunFolder, Status, flatten
@@ -49,8 +49,13 @@ INHERITED = (
 class CheckFirst(Callback):
     """Refuses an impossible run before Hydra makes its folder."""
 
+    def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
+        """All processes name the sweep's folder alike; Hydra's jobs inherit the resolved time."""
+        _share_time(config, "hydra.sweep.dir")
+
     def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
         """Exit with code 2 and one line on standard error."""
+        _share_time(config, "hydra.run.dir")
         task = OmegaConf.masked_copy(config, [str(key) for key in config if key != "hydra"])
         try:
             check(plain(task), RunFolder(Path(config.hydra.run.dir)))
@@ -58,6 +63,12 @@ class CheckFirst(Callback):
             fail(error)
         except OmegaConfBaseException as error:  # an interpolation to nowhere, a missing value
             fail(_one_line(error))
+
+
+def _share_time(config: DictConfig, key: str) -> None:
+    """Give every process the first one's `${now:...}`, so that all work in one folder."""
+    OmegaConf.select(config, key)  # resolves it, into the cache
+    OmegaConf.set_cache(config, distributed.world().share(OmegaConf.get_cache(config)))
 
 
 def fail(error: UserError) -> None:
@@ -122,8 +133,9 @@ def run(cfg: DictConfig, folder: RunFolder) -> dict[str, Any]:
     files = _config_files(cfg, config)
     teacher = config["objective"].get("teacher")
     with ExitStack() as stack:
+        first = distributed.world().first
         if config["objective"].get("teacher_recipe") and not teacher:
-            stack.enter_context(folder.open(files))
+            first(lambda: stack.enter_context(folder.open(files)))
             own_teacher = RunFolder(folder.path / "teacher")
             metrics = run(_teacher_config(config), own_teacher)
             if metrics["status"] == Status.stopped:
@@ -131,8 +143,8 @@ def run(cfg: DictConfig, folder: RunFolder) -> dict[str, Any]:
             experiment = _built(cfg, config, folder, str(own_teacher.path))
         else:
             experiment = _built(cfg, config, folder, teacher)
-            stack.enter_context(folder.open(files))
-        stack.enter_context(_log_file(folder))
+            first(lambda: stack.enter_context(folder.open(files)))
+        first(lambda: stack.enter_context(_log_file(folder)))
         return experiment.run()
 
 

@@ -4,10 +4,12 @@ The one place where path, tangent, weights and network meet. An objective return
 and named terms; it knows nothing of steps of an optimiser, of logging or of files.
 """
 
+import copy
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -27,6 +29,11 @@ class Draw:
     t: Tensor  # (B,) radians
     label: Tensor | None  # (B,) int64, None for an unconditional network
 
+    def part(self, rows: slice) -> "Draw":
+        """These rows of the batch."""
+        label = None if self.label is None else self.label[rows]
+        return Draw(self.x0[rows], self.z[rows], self.t[rows], label)
+
 
 @dataclass(frozen=True)
 class Loss:
@@ -36,6 +43,11 @@ class Loss:
     error: Tensor  # (B,) the unweighted mean squared error that the loss is about
     w: Tensor  # (B,) the log weight in force
     terms: dict[str, Tensor]  # further (B,) values worth logging, detached; keys are log tags
+
+
+def call(net: nn.Module, x: Tensor, t: Tensor, label: Tensor | None) -> tuple[Tensor, Tensor]:
+    """One pass: F (B, C, H, W), w (B,)."""
+    return net(x, t, label)
 
 
 class Objective(ABC):
@@ -56,6 +68,7 @@ class Objective(ABC):
         self.weighting = weighting
         self.adaptive_weight = adaptive_weight
         self.sigma_data = sigma_data
+        self.call = call
         self.draw_times = partial(
             schedules.proposal_times, P_mean=P_mean, P_std=P_std, sigma_data=sigma_data
         )
@@ -63,6 +76,16 @@ class Objective(ABC):
     @abstractmethod
     def loss(self, net: nn.Module, draw: Draw, step: int) -> Loss:
         """The loss of `net` on `draw` at training step `step`."""
+
+    def compiled(self, compile: Callable[[Any], Any]) -> Self:
+        """A copy whose passes through networks are functions compiled by `compile`.
+
+        The networks stay as they are, and with them every other user of them and the names of
+        their weights.
+        """
+        mine = copy.copy(self)
+        mine.call = compile(self.call)
+        return mine
 
     def _weighted(self, error: Tensor, w: Tensor, t: Tensor, terms: dict[str, Tensor]) -> Loss:
         """error (B,), w (B,) -> the weighted loss; w is 0 where the adaptive weight is off."""
@@ -87,7 +110,7 @@ class Diffusion(Objective):
         """The network's squared distance from the velocity, per sample."""
         x_t = trigflow.interpolate(draw.x0, draw.z, draw.t)
         v_t = trigflow.velocity(draw.x0, draw.z, draw.t)
-        F, w = net(x_t / self.sigma_data, draw.t, draw.label)
+        F, w = self.call(net, x_t / self.sigma_data, draw.t, draw.label)
         return self._weighted(mean_square(self.sigma_data * F - v_t), w, draw.t, {})
 
 
@@ -122,6 +145,12 @@ class Consistency(Objective):
         self.tangent_warmup_steps = tangent_warmup_steps
         self.tangent = tangent
         self.jvp = JVPS[Jvp(jvp)]
+
+    def compiled(self, compile: Callable[[Any], Any]) -> Self:
+        """As above, with the pass that carries the tangent."""
+        mine = super().compiled(compile)
+        mine.jvp = compile(self.jvp)
+        return mine
 
     @abstractmethod
     def path_velocity(self, draw: Draw, x_t: Tensor) -> Tensor:
@@ -172,5 +201,5 @@ class SCD(Consistency):
 
     def path_velocity(self, draw: Draw, x_t: Tensor) -> Tensor:
         """dx/dt = sigma_data F_teacher(x_t / sigma_data, t)."""
-        F, _ = self.teacher(x_t / self.sigma_data, draw.t, draw.label)
+        F, _ = self.call(self.teacher, x_t / self.sigma_data, draw.t, draw.label)
         return self.sigma_data * F

@@ -13,11 +13,11 @@ log = logging.getLogger(__name__)
 class Progress:
     """Shows the used part of a budget, its rate, the time left and the last metrics."""
 
-    def __init__(self, used: float) -> None:
+    def __init__(self, used: float, *, shown: bool) -> None:
         self._bar = tqdm(
             total=1.0,
             initial=used,
-            disable=not sys.stderr.isatty(),
+            disable=not (shown and sys.stderr.isatty()),
             bar_format="{percentage:3.0f}% |{bar:24}| {desc}",
         )
         self._redirect = logging_redirect_tqdm()

@@ -5,7 +5,7 @@ before a byte of it changes.
 """
 
 import json
-import os
+from contextlib import suppress
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -117,8 +117,8 @@ class RunFolder:
 
     def remove_if_empty(self) -> None:
         """Take away a folder that was made for a run that never began."""
-        if self.path.is_dir() and not any(self.path.iterdir()):
-            os.rmdir(self.path)
+        with suppress(OSError):  # not empty, or gone already
+            self.path.rmdir()
 
 
 def flatten(config: Any, prefix: str = "") -> dict[str, Any]:

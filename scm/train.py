@@ -4,17 +4,22 @@ Evaluation, logging, saving and stopping belong to whoever consumes the steps (`
 step's randomness follows from (seed, step) alone, and nothing here waits for the device.
 """
 
-from collections.abc import Callable, Iterator
+import logging
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 
 from scm import rng, schedules
-from scm.config import TrainerConfig
+from scm.config import Compile, TrainerConfig
 from scm.data import Dataset
+from scm.distributed import World
 from scm.ema import Ema
-from scm.objectives import Draw, Objective
+from scm.objectives import Draw, Loss, Objective
+
+log = logging.getLogger(__name__)
 
 
 @dataclass
@@ -51,6 +56,86 @@ def draw_for_step(
     return Draw(x0=x0, z=z, t=t, label=label if labels else None)
 
 
+class BatchLoss(nn.Module):
+    """The objective's loss as a module of the network's parameters.
+
+    What is made parallel is this: plain tensors go in and come out once per backward, whatever
+    passes through the network in between (a tangent, or a second pass without gradients).
+    """
+
+    def __init__(self, net: nn.Module, objective: Objective) -> None:
+        super().__init__()
+        self.net = net
+        self.objective = objective
+
+    def forward(self, draw: Draw, step: int) -> Loss:
+        """The loss per sample."""
+        return self.objective.loss(self.net, draw, step)
+
+
+def parts_of(rows: range, size: int | None) -> list[slice]:
+    """These rows in parts of at most `size`; None: in one."""
+    starts = range(rows.start, rows.stop, size or len(rows))
+    return [slice(start, min(start + starts.step, rows.stop)) for start in starts]
+
+
+def add_gradients(
+    batch_loss: nn.Module,
+    draw: Draw,
+    parts: Sequence[slice],
+    *,
+    seed: int,
+    step: int,
+    world: World,
+) -> dict[str, Tensor]:
+    """Give every parameter the whole batch's gradient; returns the whole batch's mean scalars.
+
+    However the batch is parted, each sample counts the same. A part's dropout masks follow from
+    (seed, step) and its first row.
+    """
+    sums: dict[str, Tensor] = {}
+    for rows in world.passes(batch_loss, parts):
+        torch.manual_seed(rng.derive_seed(seed, "dropout", step) + rows.start)
+        loss: Loss = batch_loss(draw.part(rows), step)
+        weight = (rows.stop - rows.start) / len(draw.t)
+        # the processes' gradients are averaged, and are to be summed
+        (loss.loss.mean() * (weight * world.size)).backward()
+        means = {
+            "train/loss": loss.loss.detach().mean(),
+            "train/error": loss.error.mean(),
+            "train/w": loss.w.mean(),
+            **{tag: value.mean() for tag, value in loss.terms.items()},
+        }
+        sums = {tag: sums.get(tag, 0) + weight * mean for tag, mean in means.items()}
+    return world.sums(sums)
+
+
+def compiled(
+    objective: Objective, net: nn.Module, draws: Iterable[Draw], choice: Compile | None
+) -> Objective:
+    """The objective with compiled passes, tried on `draws`, of all sizes that training will have.
+
+    Where that fails, the objective as it is: training then goes on in eager mode and says so.
+    """
+    if choice is None:
+        return objective
+    # The gradients of one graph come at its end; splitting it would let their exchange begin before
+    torch._dynamo.config.optimize_ddp = False
+    torch.compiler.reset()  # an earlier run's graphs, in a sweep, count against dynamo's limit
+    compile = partial(torch.compile, mode=choice.value, fullgraph=True, dynamic=False)
+    attempt = objective.compiled(compile)
+    try:
+        for draw in draws:
+            attempt.loss(net, draw, 0).loss.mean().backward()
+    except Exception as error:  # of dynamo, of a backend, of a missing C compiler
+        reason = f"{type(error).__name__}: {error}".splitlines()[0]
+        log.warning("trainer.compile=%s: fails, training in eager mode (%s)", choice.name, reason)
+        return objective
+    finally:
+        net.zero_grad(set_to_none=True)
+    return attempt
+
+
 def train_steps(
     state: TrainState,
     objective: Objective,
@@ -60,12 +145,26 @@ def train_steps(
     learning_rate: float,  # the schedule's peak
     seed: int,
     labels: bool,  # whether the network is given the classes
+    world: World,
     progress: Callable[[], float],  # used part of the budget in [0, 1], for the learning rate
 ) -> Iterator[StepRecord]:
     """Train for ever, one optimiser step per `next()`; `state` is changed in place."""
     parameters = [p for p in state.net.parameters() if p.requires_grad]
     max_norm = trainer.grad_clip if trainer.grad_clip is not None else float("inf")
+    parts = parts_of(world.rows(trainer.batch_size), trainer.micro_batch_size)
+    draw_of = partial(
+        draw_for_step,
+        objective,
+        dataset,
+        seed=seed,
+        batch_size=trainer.batch_size,
+        labels=labels,
+    )
     state.net.train()
+    sizes = {rows.stop - rows.start: rows for rows in parts}
+    draws = (draw_of(step=0).part(rows) for rows in sizes.values())
+    fast = compiled(objective, state.net, draws, trainer.compile)
+    batch_loss = world.parallel(BatchLoss(state.net, fast), uses_all=objective.adaptive_weight)
     while True:
         factor = schedules.lr_factor(
             state.step,
@@ -75,18 +174,9 @@ def train_steps(
         )
         for group in state.optimizer.param_groups:
             group["lr"] = learning_rate * factor
-        torch.manual_seed(rng.derive_seed(seed, "dropout", state.step))
-        draw = draw_for_step(
-            objective,
-            dataset,
-            seed=seed,
-            step=state.step,
-            batch_size=trainer.batch_size,
-            labels=labels,
-        )
+        draw = draw_of(step=state.step)
         state.optimizer.zero_grad(set_to_none=True)
-        loss = objective.loss(state.net, draw, state.step)
-        loss.loss.mean().backward()
+        scalars = add_gradients(batch_loss, draw, parts, seed=seed, step=state.step, world=world)
         grad_norm = nn.utils.clip_grad_norm_(parameters, max_norm)
         state.optimizer.step()
         state.step += 1
@@ -98,11 +188,5 @@ def train_steps(
             rampup=trainer.ema_rampup,
         )
         state.ema.update(decay)
-        scalars = {
-            "train/loss": loss.loss.detach().mean(),
-            "train/error": loss.error.mean(),
-            "train/w": loss.w.mean(),
-            "train/grad_norm": grad_norm,
-            **{tag: value.mean() for tag, value in loss.terms.items()},
-        }
+        scalars["train/grad_norm"] = grad_norm
         yield StepRecord(state.step, state.images_seen, scalars, learning_rate * factor, decay)

@@ -80,6 +80,7 @@ RANGES = {
     "trainer.budget.images": COUNT,
     "trainer.budget.minutes": POSITIVE,
     "trainer.batch_size": COUNT,
+    "trainer.micro_batch_size": COUNT,
     "trainer.lr_warmup_steps": WHOLE,
     "trainer.lr_decay_fraction": FRACTION,
     "trainer.grad_clip": POSITIVE,
@@ -98,6 +99,7 @@ def check(config: dict[str, Any]) -> None:
         check_target(key, value)
         _check_range(key, value)
     _check_budget(config)
+    _check_compile(config["trainer"])
     _check_weighting(config)
     _check_paths(config)
     _check_samplers(config)
@@ -121,6 +123,14 @@ def _check_budget(config: dict[str, Any]) -> None:
         raise UserError(
             "trainer.budget: steps, images and minutes are all null, so the run would never end; "
             "set one, for example trainer.budget.steps=3000"
+        )
+
+
+def _check_compile(trainer: dict[str, Any]) -> None:
+    if trainer["compile"] == "cuda_graphs" and trainer["micro_batch_size"] is not None:
+        raise UserError(
+            "trainer.compile=cuda_graphs: its graphs reuse the memory that gradients would be "
+            "added up in; use trainer.compile=default, or trainer.micro_batch_size=null"
         )
 
 

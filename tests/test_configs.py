@@ -82,6 +82,11 @@ def test_every_sweep_composes(path):
         ),
         (["optimizer._target_=os.system"], "optimizer._target_=os.system: refused"),
         (["model.time_embedding._target_=builtins.eval"], "_target_=builtins.eval: refused"),
+        (["trainer.micro_batch_size=0"], "trainer.micro_batch_size=0: must be a whole number"),
+        (
+            ["trainer.compile=cuda_graphs", "trainer.micro_batch_size=8"],
+            "trainer.compile=cuda_graphs: its graphs reuse the memory",
+        ),
         (["model.time_embedding.dim=3"], "model.time_embedding.dim=3: must be an even number"),
     ],
 )

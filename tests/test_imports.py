@@ -21,6 +21,7 @@ LAYERS = (
         "scm.idx",
         "scm.runfolder",
         "scm.runtime",
+        "scm.distributed",
         "scm.progress",
         "scm.interrupts",
         "scm.validate",
@@ -121,7 +122,7 @@ def test_library_code_never_sees_a_config(module):
     assert not any(name.split(".")[0] in ("omegaconf", "hydra") for name in IMPORTS[module])
 
 
-@pytest.mark.parametrize("module", ["run", "scm.config", "scm.runfolder"])
+@pytest.mark.parametrize("module", ["run", "scm.config", "scm.runfolder", "scm.distributed"])
 def test_no_torch_before_the_work_starts(module):
     """--help and tab completion answer at once: torch alone takes seconds to import."""
     code = f"import sys, {module}; sys.exit('torch' in sys.modules)"
