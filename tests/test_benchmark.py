@@ -67,7 +67,7 @@ def test_step_suite_has_every_case_with_ratios_and_fractions(capsys, tmp_path, s
     peaks = [row["flops_per_second"] for case, row in rows.items() if "convolution" in case]
     fraction = rows["forward"]["flops_per_second"] / max(peaks)
     assert rows["forward"]["fraction_of_peak"] == pytest.approx(fraction)
-    assert result["machine"]["versions"]["torch"] == torch.__version__
+    assert torch.__version__.startswith(result["machine"]["versions"]["torch"])
     flops = {case: rows[case]["flops"] / rows["forward"]["flops"] for case in STEPS}
     # value forward and backward; one pass more for the tangent; one more for the teacher
     assert flops["diffusion"] == pytest.approx(3, abs=0.1)
@@ -125,14 +125,12 @@ def test_memory_of_an_impossible_case_is_the_users_mistake():
 
 @pytest.mark.slow
 def test_compiled_steps_stand_beside_the_eager_ones(capsys, tmp_path, small_reference):
-    arguments = ("--tangents", "dual", "--compile", "--overrides", *OVERRIDES)
-    lines, result = command(capsys, tmp_path, *arguments, rounds=1)
+    """Not those with torch.func.jvp, which torch.compile cannot see through."""
+    lines, result = command(capsys, tmp_path, "--tangents", "split", "--compile", rounds=1)
     check_timed(lines, result, rounds=1)
-    found = [
-        (row["case"], row["compiled"]) for row in result["rows"] if row["model"] != "reference"
-    ]
-    cases = ("forward", "diffusion", "sct dual", "scd dual")
-    assert found == [(case, mode) for mode in ("", "default") for case in cases]
+    found = [(row["case"], row["compiled"]) for row in result["rows"][5:]]
+    eager = [(case, "") for case in ("forward", "diffusion", "sct split")]
+    assert found == [*eager, ("forward", "default"), ("diffusion", "default")]
 
 
 @pytest.mark.parametrize(
@@ -141,6 +139,7 @@ def test_compiled_steps_stand_beside_the_eager_ones(capsys, tmp_path, small_refe
         (["--rounds", "0"], "--rounds 0"),
         (["--batch-sizes", "0"], "--batch-sizes 0"),
         (["--out", "no/such/folder/a.json"], "no folder"),
+        (["--suite", "data", "--compile"], "--suite step"),
         (["--overrides", "trainer.foo=1"], "trainer.foo"),
         (["--models", "unet", "--overrides", "data=bimodal"], "images"),
     ],

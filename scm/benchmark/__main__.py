@@ -26,8 +26,8 @@ examples:
   python -m scm.benchmark --suite memory
   python -m scm.benchmark --suite sampling -n 10000
 
-On two CPU cores the step suite of all models takes about 20 minutes, most of it unet_mobile's,
-whose naive step at batch 128 in fp32 needs 20 GB. A case that fails is a row that says why."""
+On a CPU the step suite of all models takes long, and most of that is unet_mobile's: its naive step
+needs about 20 GB at batch 128 in fp32. A case that fails is a row that says why."""
 
 
 def parser() -> argparse.ArgumentParser:
@@ -35,7 +35,7 @@ def parser() -> argparse.ArgumentParser:
     suites = "\n".join(f"  {name:10}{suite.question}" for name, suite in SUITES.items())
     p = argparse.ArgumentParser(
         prog="python -m scm.benchmark",
-        description="Measure cases side by side: each is warmed up, then all are timed in turn, "
+        description="Measure cases side by side: each is warmed up, then all are timed in turn,\n"
         "round after round. Prints medians, quartiles and ratios to the diffusion step.",
         epilog=EPILOG.format(suites=suites),
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -135,6 +135,8 @@ def _check(arguments: argparse.Namespace) -> None:
     for option, values in counts.items():
         if min(values, default=1) < 1:
             raise UserError(f"{option} {min(values)}: must be at least 1")
+    if arguments.compile is not None and arguments.suite != "step":
+        raise UserError(f"--compile: not for --suite {arguments.suite}; use --suite step")
     if arguments.out and not arguments.out.parent.is_dir():
         raise UserError(
             f"{arguments.out}: there is no folder {arguments.out.parent}; make it first"

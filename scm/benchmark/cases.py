@@ -65,12 +65,12 @@ class Workshop:
     def composed(self, label: Label, *choices: str) -> dict[str, Any]:
         """The checked config of a run with these choices. UserError where there is none such."""
         overrides = [
+            *self.overrides,
             f"model={label.model}",
             f"trainer.precision={label.precision}",
             f"trainer.device={self.device}",
             f"trainer.batch_size={label.batch_size}",
             *choices,
-            *self.overrides,
         ]
         config.register()
         try:
