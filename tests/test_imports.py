@@ -40,7 +40,7 @@ LAYERS = (
     ("scm.train", "scm.evaluate"),
     ("scm.experiment",),
     ("scm.build",),
-    ("scm.launch", "scm.sample"),
+    ("scm.launch", "scm.sample", "scm.benchmark"),
     ("run",),
 )
 LAYER = {module: level for level, layer in enumerate(LAYERS) for module in layer}
@@ -116,7 +116,11 @@ def test_only_build_instantiates(module):
 
 
 @pytest.mark.parametrize(
-    "module", sorted(set(SOURCES) - {"scm.build", "scm.config", "scm.launch", "run"})
+    "module",
+    sorted(
+        set(SOURCES)
+        - {"scm.build", "scm.config", "scm.launch", "scm.sample", "scm.benchmark.cases", "run"}
+    ),
 )
 def test_library_code_never_sees_a_config(module):
     assert not any(name.split(".")[0] in ("omegaconf", "hydra") for name in IMPORTS[module])

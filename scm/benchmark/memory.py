@@ -1,0 +1,105 @@
+"""Peak memory of a training step, each case in a process of its own.
+
+`python -m scm.benchmark.memory '{...}'` is that process: it prints one line of JSON.
+"""
+
+import ctypes
+import gc
+import json
+import platform
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+
+from scm import runtime
+from scm.benchmark.cases import Workshop
+from scm.benchmark.timing import Label, memory_limit, synchronize
+from scm.config import Device
+from scm.errors import UserError
+
+REPOSITORY = Path(__file__).resolve().parent.parent.parent
+LINUX = sys.platform == "linux"
+STEPS = 3  # the optimiser's state is there from the second on
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes held by a process, resident on a CPU, allocated on a GPU; or why there are none."""
+
+    label: Label
+    base: int = 0  # after building, before the first step
+    peak: int = 0  # the most ever after
+    error: str = ""
+
+    @property
+    def above(self) -> int:
+        """What the steps took."""
+        return self.peak - self.base
+
+
+def measure(label: Label, *, device: str, overrides: Sequence[str]) -> Memory:
+    """Run a few steps in a fresh process. UserError is raised here as it was there."""
+    request = {"label": asdict(label), "device": device, "overrides": list(overrides)}
+    child = subprocess.run(
+        [sys.executable, "-m", "scm.benchmark.memory", json.dumps(request)],
+        cwd=REPOSITORY,
+        capture_output=True,
+        text=True,
+    )
+    if child.returncode == 0:
+        return Memory(label, **json.loads(child.stdout.splitlines()[-1]))
+    reason = (child.stderr.strip().splitlines() or [f"exit status {child.returncode}"])[-1]
+    if child.returncode == 2:
+        raise UserError(reason)
+    return Memory(label, error=reason)
+
+
+def main(request: str) -> None:
+    """The fresh process: build, step, print base and peak."""
+    given = json.loads(request)
+    label = Label(**given["label"])
+    device = runtime.find_device(Device[given["device"]])
+    with tempfile.TemporaryDirectory() as folder, memory_limit(device):
+        workshop = Workshop(given["device"], given["overrides"], Path(folder))
+        work = workshop.step(label)
+        base = _base(device)
+        for _ in range(STEPS):
+            work.call()
+        synchronize(device)
+        print(json.dumps({"base": base, "peak": _peak(device)}))
+
+
+def _base(device: torch.device) -> int:
+    """What is held now; the peak is counted from here on."""
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+    elif LINUX:
+        if platform.libc_ver()[0] == "glibc":  # what building has freed, the heap still holds
+            ctypes.CDLL(None).malloc_trim(0)
+        Path("/proc/self/clear_refs").write_text("5")
+    return _peak(device)
+
+
+def _peak(device: torch.device) -> int:
+    """The most ever held, since `_base` where the system can count anew.
+
+    On Linux not ru_maxrss: a process inherits that from the one that has started it.
+    """
+    if device.type == "cuda" or not LINUX:
+        return runtime.peak_memory_bytes(device)
+    status = Path("/proc/self/status").read_text()
+    return int(status.split("VmHWM:")[1].split()[0]) * 1024
+
+
+if __name__ == "__main__":
+    try:
+        main(sys.argv[1])
+    except UserError as error:
+        print(error, file=sys.stderr)
+        sys.exit(2)

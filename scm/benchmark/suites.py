@@ -1,0 +1,188 @@
+"""The suites: which cases answer which question."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
+from functools import partial
+from itertools import product
+from typing import Any
+
+import torch
+from tqdm import tqdm
+
+from scm.benchmark import memory, reference, report
+from scm.benchmark.cases import UNCOMPILED_FORMS, Workshop, step_cases
+from scm.benchmark.timing import Case, Label, measure
+from scm.config import Precision
+from scm.runtime import find_dtype
+
+SCALED = ("diffusion", "sct dual")  # the steps of the scaling suite
+THREADS_BATCH = 128  # the batch size nearest to it is timed with fewer threads
+
+
+@dataclass(frozen=True)
+class Request:
+    """What the user asks for; None: the suite's own choice."""
+
+    workshop: Workshop
+    device: torch.device
+    models: list[str] | None
+    precisions: list[Precision] | None
+    batch_sizes: list[int] | None
+    forms: list[str]  # of the tangent
+    compile_modes: list[str]  # beside eager
+    rounds: int
+    n: int  # images to sample
+
+
+class Suite(ABC):
+    """One question. What a user leaves open is the class's to choose."""
+
+    question: str
+    models: tuple[str, ...] = ("unet",)
+    precisions: tuple[Precision, ...] = (Precision.auto,)
+    batch_sizes: tuple[int, ...] = (128,)
+
+    def __init__(self, request: Request) -> None:
+        self.request = request
+        self.workshop = request.workshop
+
+    @abstractmethod
+    def rows(self) -> list[report.Row]:
+        """Measure; one row per case."""
+
+    def labels(self) -> Iterator[Label]:
+        """One per model, precision and batch size, without a case."""
+        request = self.request
+        for model, precision, batch_size in product(
+            request.models or self.models,
+            self.resolved_precisions(),
+            request.batch_sizes or self.batch_sizes,
+        ):
+            yield Label(model, precision.name, batch_size, case="")
+
+    def resolved_precisions(self) -> list[Precision]:
+        """The precisions to measure, none of them `auto`, each once."""
+        chosen = self.request.precisions or self.precisions
+        dtypes = [find_dtype(precision, self.request.device) for precision in chosen]
+        names = {torch.bfloat16: Precision.bf16, torch.float32: Precision.fp32}
+        return list(dict.fromkeys(names[dtype] for dtype in dtypes))
+
+    def timed(self, cases: Iterable[Case]) -> list[report.Row]:
+        """Time the cases side by side."""
+        timings = measure(cases, rounds=self.request.rounds, device=self.request.device)
+        return report.timed_rows(timings)
+
+    def step(self, label: Label, case: str, **more: Any) -> Case:
+        """A training step as a case."""
+        label = replace(label, case=case, **more)
+        return Case(label, partial(self.workshop.step, label))
+
+
+class StepSuite(Suite):
+    """Forward pass and training steps, beside what the device reaches at most."""
+
+    question = "what a training step costs, by objective, tangent and model"
+    models = ("unet", "unet_small", "unet_attention", "unet_mobile")
+    precisions = (Precision.fp32, Precision.bf16)
+
+    def rows(self) -> list[report.Row]:
+        return self.timed(self._cases())
+
+    def _cases(self) -> Iterator[Case]:
+        for precision in self.resolved_precisions():
+            yield from reference.cases(precision, self.request.device)
+        for label in self.labels():
+            for mode in ("", *self.request.compile_modes):
+                forms = [f for f in self.request.forms if not (mode and f in UNCOMPILED_FORMS)]
+                forward = replace(label, case="forward", compiled=mode)
+                yield Case(forward, partial(self.workshop.forward, forward))
+                for case in step_cases(forms):
+                    yield self.step(label, case, compiled=mode)
+
+
+class SamplingSuite(Suite):
+    """Images from noise. Heun's scheme, 35 times the work, draws a tenth as many."""
+
+    question = "how long n images take, in one step and by Heun's scheme"
+    batch_sizes = (256,)
+
+    def rows(self) -> list[report.Row]:
+        return self.timed(self._cases())
+
+    def _cases(self) -> Iterator[Case]:
+        n = self.request.n
+        for label, (name, count) in product(
+            self.labels(), {"one_step": n, "heun": max(1, n // 10)}.items()
+        ):
+            named = replace(label, case=f"{name}, {count:,} images")
+            yield Case(named, partial(self.workshop.sampling, named, name, count))
+
+
+class DataSuite(Suite):
+    """What feeds a step, beside the step."""
+
+    question = "whether the data keep up with the step"
+
+    def rows(self) -> list[report.Row]:
+        return self.timed(self._cases())
+
+    def _cases(self) -> Iterator[Case]:
+        for label in self.labels():
+            batch, draw = replace(label, case="batch"), replace(label, case="batch, noise, times")
+            yield Case(batch, partial(self.workshop.batch, batch))
+            yield Case(draw, partial(self.workshop.draw, draw))
+            yield self.step(label, "diffusion")
+
+
+class ScalingSuite(Suite):
+    """Steps at growing batch sizes, and on a CPU with growing numbers of threads."""
+
+    question = "images/s by batch size and by number of threads"
+    batch_sizes = (32, 64, 128, 256, 512, 1024)
+
+    def rows(self) -> list[report.Row]:
+        return self.timed(self._cases())
+
+    def _cases(self) -> Iterator[Case]:
+        labels = list(self.labels())
+        for label, case in product(labels, SCALED):
+            yield self.step(label, case)
+        if self.request.device.type != "cpu":
+            return
+        nearest = min((label.batch_size for label in labels), key=lambda b: abs(b - THREADS_BATCH))
+        for label, threads, case in product(labels, doublings(torch.get_num_threads()), SCALED):
+            if label.batch_size == nearest:
+                yield self.step(label, case, threads=threads)
+
+
+class MemorySuite(Suite):
+    """Peak memory of the training steps."""
+
+    question = "peak memory of each training step, in a process of its own"
+
+    def rows(self) -> list[report.Row]:
+        labels = [
+            replace(label, case=case)
+            for label in self.labels()
+            for case in step_cases(self.request.forms)
+        ]
+        shop, device = self.workshop, self.request.device.type
+        bar = tqdm(labels, unit="process")
+        return report.memory_rows(
+            [memory.measure(label, device=device, overrides=shop.overrides) for label in bar]
+        )
+
+
+SUITES: dict[str, type[Suite]] = {
+    "step": StepSuite,
+    "sampling": SamplingSuite,
+    "data": DataSuite,
+    "scaling": ScalingSuite,
+    "memory": MemorySuite,
+}
+
+
+def doublings(most: int) -> list[int]:
+    """1, 2, 4, ... and `most` itself."""
+    return [*(2**k for k in range(most.bit_length()) if 2**k < most), most]
