@@ -4,14 +4,30 @@ Every field is MISSING here: a value stands once, in yaml, with its source. Grou
 schema first (`defaults: [schema_..., _self_]`), so an unknown key or a wrong type fails at once.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, fields, is_dataclass
 from enum import Enum
+from pathlib import Path
 from typing import Any
 
+from hydra import compose, initialize_config_dir
 from hydra.core.config_store import ConfigStore
+from hydra.errors import HydraException
 from omegaconf import MISSING, DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 from scm.errors import UserError
+
+CONF = Path(__file__).resolve().parent.parent / "conf"
+HYDRAS_INTERNALS = (  # lines of Hydra's errors that help nobody who calls run.py
+    "To append to your config",
+    "full_key:",
+    "reference_type=",
+    "object_type=",
+    "Config search path",
+    "provider=",
+    "schema_",
+)
 
 
 class Jvp(Enum):
@@ -336,6 +352,27 @@ def register() -> None:
     store = ConfigStore.instance()
     for (group, name), node in SCHEMAS.items():
         store.store(group=group, name=name, node=node)
+
+
+def composed(overrides: Sequence[str], name: str = "config") -> dict[str, Any]:
+    """What `run.py` would compose of these overrides, plain and resolved, without a command line.
+
+    Raises UserError, in one line, for an unknown key or option or a wrong type.
+    """
+    register()
+    try:
+        with initialize_config_dir(version_base="1.3", config_dir=str(CONF)):
+            return plain(compose(name, overrides=list(overrides)))
+    except (HydraException, OmegaConfBaseException) as error:
+        raise one_line(error) from None
+
+
+def one_line(error: BaseException) -> UserError:
+    """Hydra's several lines and their cause, without what only Hydra's developers need."""
+    text = f"{error}\n{error.__cause__ or ''}"
+    lines = [line.strip().removeprefix("In 'config': ") for line in text.splitlines()]
+    kept = [line for line in lines if line and not line.startswith(HYDRAS_INTERNALS)]
+    return UserError("; ".join(dict.fromkeys(kept)).replace(":; ", ": ").replace(".; ", "; "))
 
 
 def plain(cfg: Any) -> dict[str, Any]:

@@ -108,6 +108,7 @@ class Experiment:
 
         Any exception is recorded there, with its traceback, and raised again.
         """
+        runtime.reset_peak_memory(self.device)
         self._resume()
         self.world.first(self._begin)
         try:

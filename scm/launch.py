@@ -20,7 +20,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from scm import distributed, validate
-from scm.config import plain
+from scm.config import one_line, plain
 from scm.errors import UserError
 from scm.runfolder import RunFolder, Status, flatten
 
@@ -29,15 +29,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-HYDRAS_INTERNALS = (  # lines of Hydra's errors that help nobody who calls run.py
-    "To append to your config",
-    "full_key:",
-    "reference_type=",
-    "object_type=",
-    "Config search path",
-    "provider=",
-    "schema_",
-)
 INHERITED = (
     "seed",
     "trainer.device",
@@ -62,7 +53,7 @@ class CheckFirst(Callback):
         except UserError as error:
             fail(error)
         except OmegaConfBaseException as error:  # an interpolation to nowhere, a missing value
-            fail(_one_line(error))
+            fail(one_line(error))
 
 
 def _share_time(config: DictConfig, key: str) -> None:
@@ -89,15 +80,7 @@ def composition_errors_in_one_line() -> Iterator[None]:
     except InstantiationException:
         raise
     except (HydraException, OmegaConfBaseException) as error:
-        fail(_one_line(error))
-
-
-def _one_line(error: BaseException) -> UserError:
-    """Hydra's error and its cause without what only Hydra's developers need."""
-    text = f"{error}\n{error.__cause__ or ''}"
-    lines = [line.strip().removeprefix("In 'config': ") for line in text.splitlines()]
-    kept = [line for line in lines if line and not line.startswith(HYDRAS_INTERNALS)]
-    return UserError("; ".join(dict.fromkeys(kept)).replace(":; ", ": ").replace(".; ", "; "))
+        fail(one_line(error))
 
 
 def check(config: dict[str, Any], folder: RunFolder) -> None:

@@ -1,6 +1,7 @@
 """The machine: device, precision, threads, allocator, and what a metrics file says of them."""
 
 import ctypes
+import gc
 import platform
 import resource
 import subprocess
@@ -13,6 +14,8 @@ import torch
 from scm.config import Device, Precision
 from scm.errors import UserError
 
+LINUX = sys.platform == "linux"
+GLIBC = platform.libc_ver()[0] == "glibc"
 DEFAULT_THREADS = torch.get_num_threads()  # one per core, or OMP_NUM_THREADS
 PACKAGES = ("torch", "torchvision", "hydra-core", "omegaconf", "tensorboard", "numpy")
 
@@ -56,17 +59,32 @@ def prepare(threads: int | None) -> None:
     """Set threads, flush denormals, and keep freed memory: a user should not have to know."""
     torch.set_num_threads(threads or DEFAULT_THREADS)
     torch.set_flush_denormal(True)
-    if platform.libc_ver()[0] == "glibc":  # else every activation is mapped and unmapped anew
+    if GLIBC:  # else every activation is mapped and unmapped anew
         libc = ctypes.CDLL(None)
         m_trim_threshold, m_mmap_threshold = -1, -3
         libc.mallopt(m_mmap_threshold, 2**30)
         libc.mallopt(m_trim_threshold, 2**31 - 1)
 
 
+def reset_peak_memory(device: torch.device) -> int:
+    """Count the peak from here on, where the system can; returns what is held now, in bytes."""
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+    elif LINUX:
+        if GLIBC:  # what building has freed, the heap still holds
+            ctypes.CDLL(None).malloc_trim(0)
+        Path("/proc/self/clear_refs").write_text("5")
+    return peak_memory_bytes(device)
+
+
 def peak_memory_bytes(device: torch.device) -> int:
-    """Most memory ever held: allocated on a GPU, resident on a CPU (the whole process)."""
+    """Most memory held since the reset: allocated on a GPU, resident on a CPU (whole process)."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
+    if LINUX:  # not ru_maxrss, which a process inherits from the one that started it
+        status = Path("/proc/self/status").read_text()
+        return int(status.split("VmHWM:")[1].split()[0]) * 1024
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 

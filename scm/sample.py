@@ -13,18 +13,15 @@ from typing import Any
 
 import numpy as np
 import torch
-from hydra import compose, initialize_config_dir
-from hydra.errors import HydraException
 from tqdm import tqdm
 
-from scm import build, config, pictures, runtime, validate
-from scm.config import Device, Precision
+from scm import build, pictures, runtime, validate
+from scm.config import CONF, Device, Precision, composed
 from scm.data import to_uint8
 from scm.errors import UserError
 from scm.files import write_atomic
 from scm.samplers import draw
 
-CONF = Path(__file__).resolve().parent.parent / "conf"
 GRID_IMAGES = 64
 
 
@@ -66,15 +63,11 @@ def sampler_settings(chosen: list[str] | None, run: dict[str, Any]) -> tuple[str
         names = sorted(path.stem for path in (CONF / "sampler").glob("*.yaml"))
         if name not in names:
             raise UserError(f"--sampler {name}: unknown; there is: {', '.join(names)}")
-        config.register()
         overrides = [f"sampler=[{name}]", *(f"sampler.{name}.{change}" for change in changes)]
         try:
-            with initialize_config_dir(version_base="1.3", config_dir=str(CONF)):
-                composed = config.plain(compose("config", overrides=overrides).sampler)
-        except HydraException as error:
-            reason = " ".join(str(error).split())
-            raise UserError(f"--sampler {' '.join(chosen)}: {reason}") from None
-        settings = composed[name]
+            settings = composed(overrides)["sampler"][name]
+        except UserError as error:
+            raise UserError(f"--sampler {' '.join(chosen)}: {error}") from None
     validate.check_sampler(name, settings, run["objective"])
     return name, settings
 

@@ -2,15 +2,11 @@
 
 from pathlib import Path
 
-from hydra import compose, initialize_config_dir
-from omegaconf import OmegaConf
+import yaml
 
-from scm import build, launch
-from scm.config import plain, register
+from scm import build, config, launch
 from scm.experiment import Experiment
 from scm.runfolder import RunFolder
-
-CONF = Path(__file__).resolve().parent.parent / "conf"
 
 QUICK = ("trainer=smoke", "trainer.precision=fp32", "trainer.batch_size=8", "trainer.threads=1")
 TINY = {  # overrides that make each model small
@@ -27,22 +23,15 @@ TINY = {  # overrides that make each model small
 }
 
 
-def composed(*overrides: str):
-    """The DictConfig of a quick run with these overrides on top."""
-    register()
-    with initialize_config_dir(version_base="1.3", config_dir=str(CONF)):
-        return compose("config", overrides=[*QUICK, *overrides])
-
-
 def built(path: Path, *overrides: str, teacher: Path | None = None) -> Experiment:
     """The experiment, checked as the command would check it, not yet run."""
-    cfg = composed(*overrides)
+    composed = config.composed([*QUICK, *overrides])
     folder = RunFolder(path)
-    launch.check(plain(cfg), folder)
+    launch.check(composed, folder)
     return build.experiment(
-        plain(cfg),
+        composed,
         folder,
-        config_text=OmegaConf.to_yaml(cfg),
+        config_text=yaml.safe_dump(composed),
         teacher=str(teacher) if teacher else None,
     )
 
@@ -50,6 +39,5 @@ def built(path: Path, *overrides: str, teacher: Path | None = None) -> Experimen
 def trained(path: Path, *overrides: str, teacher: Path | None = None) -> dict:
     """Run it to its end; returns what metrics.json holds."""
     experiment = built(path, *overrides, teacher=teacher)
-    config = OmegaConf.to_yaml(OmegaConf.create(experiment.config))
-    with experiment.folder.open({"config.yaml": config}):
+    with experiment.folder.open({"config.yaml": experiment.config_text}):
         return experiment.run()

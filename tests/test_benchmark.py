@@ -130,7 +130,7 @@ def test_compiled_steps_stand_beside_the_eager_ones(capsys, tmp_path, small_refe
     check_timed(lines, result, rounds=1)
     found = [(row["case"], row["compiled"]) for row in result["rows"][5:]]
     eager = [(case, "") for case in ("forward", "diffusion", "sct split")]
-    assert found == [*eager, ("forward", "default"), ("diffusion", "default")]
+    assert found == [*eager, ("diffusion", "default")]
 
 
 @pytest.mark.parametrize(

@@ -10,10 +10,10 @@ import torch
 
 from scm import runtime
 from scm.benchmark import report
-from scm.benchmark.cases import COMPILE_MODES, CONF, FORMS, Workshop
+from scm.benchmark.cases import FORMS, Workshop
 from scm.benchmark.suites import SUITES, Request
 from scm.benchmark.timing import memory_limit
-from scm.config import Device, Precision
+from scm.config import CONF, Compile, Device, Precision
 from scm.errors import UserError
 from scm.files import write_json
 
@@ -62,8 +62,8 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument(
         "--compile",
         nargs="*",
-        choices=list(COMPILE_MODES),
-        help="step: time compiled networks beside the eager ones (alone: default)",
+        choices=[mode.name for mode in Compile],
+        help="step: time compiled training steps beside the eager ones (alone: default)",
     )
     p.add_argument("--rounds", type=int, default=7, help="samples per case (default: %(default)s)")
     p.add_argument("-n", type=int, default=10_000, help="sampling: images (default: %(default)s)")

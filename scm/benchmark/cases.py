@@ -3,29 +3,23 @@
 Nothing of a step is written anew here, but for `naive_jvp`, which exists to be compared with.
 """
 
-from collections.abc import Callable, Sequence
-from functools import partial
+from collections.abc import Sequence
 from itertools import count
 from pathlib import Path
 from typing import Any
 
 import torch
-from hydra import compose, initialize_config_dir
-from hydra.errors import HydraException
-from omegaconf.errors import OmegaConfBaseException
 from torch import Tensor
 
-from scm import build, checkpoint, config, samplers, trigflow, validate
+from scm import build, checkpoint, samplers, trigflow, validate
 from scm.benchmark.timing import Label, Work
+from scm.config import composed
 from scm.data import Dataset
-from scm.errors import UserError
 from scm.experiment import Experiment
-from scm.objectives import SCD, Consistency, Draw
+from scm.objectives import Consistency, Draw
 from scm.runfolder import RunFolder
 from scm.tangent import JVPS, Jvp
 from scm.train import draw_for_step, train_steps
-
-CONF = Path(__file__).resolve().parent.parent.parent / "conf"
 
 
 def naive_jvp(
@@ -44,7 +38,6 @@ STEPS: dict[str, tuple[str, str | None]] = {  # case -> option of conf/objective
     "sct naive": ("sct", "naive"),
     "scd dual": ("scd", "dual"),
 }
-COMPILE_MODES = {"default": "default", "cuda_graphs": "reduce-overhead"}  # torch's names
 UNCOMPILED_FORMS = ("split", "naive")  # torch.func.jvp and torch.compile do not go together
 
 
@@ -70,27 +63,23 @@ class Workshop:
             f"trainer.precision={label.precision}",
             f"trainer.device={self.device}",
             f"trainer.batch_size={label.batch_size}",
+            *([f"trainer.compile={label.compiled}"] if label.compiled else []),
             *choices,
         ]
-        config.register()
-        try:
-            with initialize_config_dir(version_base="1.3", config_dir=str(CONF)):
-                composed = config.plain(compose("config", overrides=overrides))
-        except (HydraException, OmegaConfBaseException) as error:
-            raise UserError(f"{' '.join(overrides)}: {' '.join(str(error).split())}") from None
-        if "teacher" in composed["objective"]:
-            composed["objective"]["teacher"] = str(self._teacher(label))
-        validate.check(composed)
-        return composed
+        config = composed(overrides)
+        if "teacher" in config["objective"]:
+            config["objective"]["teacher"] = str(self._teacher(label))
+        validate.check(config)
+        return config
 
     def experiment(self, label: Label, *choices: str) -> Experiment:
         """The whole experiment as `run.py` would build it; nothing of it is written."""
-        composed = self.composed(label, *choices)
+        config = self.composed(label, *choices)
         experiment = build.experiment(
-            composed,
+            config,
             RunFolder(self.folder / "run"),
             config_text="",
-            teacher=composed["objective"].get("teacher"),
+            teacher=config["objective"].get("teacher"),
         )
         self._dataset = experiment.dataset = self._dataset or experiment.dataset
         return experiment
@@ -118,9 +107,11 @@ class Workshop:
             learning_rate=experiment.config["optimizer"]["lr"],
             seed=experiment.config["seed"],
             labels=experiment.evaluator.labels,
+            world=experiment.world,
             progress=lambda: 0.0,
         )
-        return _network_work(lambda: next(steps), label, experiment)
+        # a compiled step's FLOPs are not to be seen: they are the eager step's
+        return Work(lambda: next(steps), images=label.batch_size, counted=not label.compiled)
 
     def forward(self, label: Label) -> Work:
         """The averaged network's value for one batch of noisy images, without gradients."""
@@ -132,7 +123,7 @@ class Workshop:
         def call() -> None:
             net(x, draw.t, draw.label)
 
-        return _network_work(call, label, experiment)
+        return Work(call, images=label.batch_size, counted=True)
 
     def sampling(self, label: Label, name: str, n: int) -> Work:
         """n images of the sampler `name`, from noise drawn on the CPU back to the CPU."""
@@ -180,21 +171,3 @@ def _draw(experiment: Experiment, step: int) -> Draw:
         batch_size=experiment.trainer.batch_size,
         labels=experiment.evaluator.labels,
     )
-
-
-def _network_work(call: Callable[[], Any], label: Label, experiment: Experiment) -> Work:
-    mode = label.compiled
-    compiling = partial(compile_in_place, experiment, COMPILE_MODES[mode]) if mode else None
-    return Work(call, images=label.batch_size, counted=True, compile=compiling)
-
-
-def compile_in_place(experiment: Experiment, mode: str) -> None:
-    """Compile the networks where they stand, and the pass that carries the tangent as a whole."""
-    torch._dynamo.config.recompile_limit = 1000  # beyond it, further networks would stay eager
-    objective = experiment.objective
-    experiment.state.net.compile(mode=mode)
-    experiment.state.ema.net.compile(mode=mode)
-    if isinstance(objective, Consistency):
-        objective.jvp = torch.compile(objective.jvp, mode=mode)
-    if isinstance(objective, SCD):
-        objective.teacher.compile(mode=mode)

@@ -3,18 +3,13 @@
 `python -m scm.benchmark.memory '{...}'` is that process: it prints one line of JSON.
 """
 
-import ctypes
-import gc
 import json
-import platform
 import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-
-import torch
 
 from scm import runtime
 from scm.benchmark.cases import Workshop
@@ -23,7 +18,6 @@ from scm.config import Device
 from scm.errors import UserError
 
 REPOSITORY = Path(__file__).resolve().parent.parent.parent
-LINUX = sys.platform == "linux"
 STEPS = 3  # the optimiser's state is there from the second on
 
 
@@ -67,34 +61,11 @@ def main(request: str) -> None:
     with tempfile.TemporaryDirectory() as folder, memory_limit(device):
         workshop = Workshop(given["device"], given["overrides"], Path(folder))
         work = workshop.step(label)
-        base = _base(device)
+        base = runtime.reset_peak_memory(device)
         for _ in range(STEPS):
             work.call()
         synchronize(device)
-        print(json.dumps({"base": base, "peak": _peak(device)}))
-
-
-def _base(device: torch.device) -> int:
-    """What is held now; the peak is counted from here on."""
-    gc.collect()
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(device)
-    elif LINUX:
-        if platform.libc_ver()[0] == "glibc":  # what building has freed, the heap still holds
-            ctypes.CDLL(None).malloc_trim(0)
-        Path("/proc/self/clear_refs").write_text("5")
-    return _peak(device)
-
-
-def _peak(device: torch.device) -> int:
-    """The most ever held, since `_base` where the system can count anew.
-
-    On Linux not ru_maxrss: a process inherits that from the one that has started it.
-    """
-    if device.type == "cuda" or not LINUX:
-        return runtime.peak_memory_bytes(device)
-    status = Path("/proc/self/status").read_text()
-    return int(status.split("VmHWM:")[1].split()[0]) * 1024
+        print(json.dumps({"base": base, "peak": runtime.peak_memory_bytes(device)}))
 
 
 if __name__ == "__main__":

@@ -26,12 +26,17 @@ def timed_rows(timings: Sequence[Timing]) -> list[Row]:
     by_label = {timing.label: timing for timing in timings}
     peaks = _convolution_peaks(timings)
     return [
-        _timed_row(timing, by_label.get(timing.label.baseline), peaks.get(timing.label.precision))
+        _timed_row(
+            timing,
+            flops=by_label[timing.label.eager].flops if timing.label.eager in by_label else 0,
+            baseline=by_label.get(timing.label.baseline),
+            peak=peaks.get(timing.label.precision),
+        )
         for timing in timings
     ]
 
 
-def _timed_row(timing: Timing, baseline: Timing | None, peak: float | None) -> Row:
+def _timed_row(timing: Timing, *, flops: int, baseline: Timing | None, peak: float | None) -> Row:
     row = {**asdict(timing.label), "images": timing.images, "error": timing.error}
     if timing.error:
         return row
@@ -43,10 +48,10 @@ def _timed_row(timing: Timing, baseline: Timing | None, peak: float | None) -> R
         row["ratio"] = quartiles(
             [mine / its for mine, its in zip(timing.seconds, baseline.seconds, strict=True)]
         )
-    if timing.flops:
-        row |= {"flops": timing.flops, "flops_per_second": timing.flops / median}
+    if flops:
+        row |= {"flops": flops, "flops_per_second": flops / median}
         if peak:
-            row["fraction_of_peak"] = timing.flops / median / peak
+            row["fraction_of_peak"] = flops / median / peak
     return row
 
 

@@ -95,8 +95,9 @@ class StepSuite(Suite):
         for label in self.labels():
             for mode in ("", *self.request.compile_modes):
                 forms = [f for f in self.request.forms if not (mode and f in UNCOMPILED_FORMS)]
-                forward = replace(label, case="forward", compiled=mode)
-                yield Case(forward, partial(self.workshop.forward, forward))
+                if not mode:  # what is compiled are training's passes
+                    forward = replace(label, case="forward")
+                    yield Case(forward, partial(self.workshop.forward, forward))
                 for case in step_cases(forms):
                     yield self.step(label, case, compiled=mode)
 

@@ -38,6 +38,11 @@ class Label:
     threads: int | None = None  # None: as many as the program chooses
 
     @property
+    def eager(self) -> "Label":
+        """The row of the same work, not compiled."""
+        return replace(self, compiled="")
+
+    @property
     def baseline(self) -> "Label":
         """The row that this one is compared with: the diffusion step, eager."""
         return replace(self, case="diffusion", compiled="")
@@ -50,7 +55,6 @@ class Work:
     call: Callable[[], Any]  # may leave work queued on the device
     images: int = 0  # per call; 0: this work has no images
     counted: bool = False  # whether its FLOPs are counted, in its first call
-    compile: Callable[[], Any] | None = None  # done after the first call, which is eager
 
 
 @dataclass(frozen=True)
@@ -117,8 +121,6 @@ class _Runner:
         self.timing.images = work.images
         if work.counted:
             self.timing.flops = count_flops(work.call)
-        if work.compile:
-            work.compile()
         work.call()
         seconds = min(self._time(work, 1) for _ in range(WARM_UP_CALLS))
         self._calls = min(MAX_CALLS, math.ceil(MIN_SECONDS / max(seconds, 1e-9)))
