@@ -11,10 +11,10 @@ from pathlib import Path
 import pytest
 import torch
 from hydra import compose, initialize_config_dir
-from runs import CONF, QUICK, TINY, trained
+from runs import QUICK, TINY, trained
 
 from scm import checkpoint, distributed, launch
-from scm.config import register
+from scm.config import CONF, register
 from scm.distributed import Processes, World
 from scm.errors import UserError
 
