@@ -51,7 +51,7 @@ def test_tab_completion_names_the_options():
         ["objective=scd"],
         ["sampler=heun"],
         ["optimizer._target_=os.system"],
-        ["data=bimodal"],
+        pytest.param(["data=bimodal"], marks=pytest.mark.slow),
         ["+objective.foo=1"],
         ["objective.foo=1"],
         ["objective=gan"],
@@ -60,7 +60,7 @@ def test_tab_completion_names_the_options():
         ["objective.tangent.norm=l3"],
         ["seed="],
     ],
-    ids=" ".join,
+    ids=str,
 )
 def test_a_mistake_is_one_line_exit_code_2_and_nothing_written(overrides, tmp_path):
     ended = command(f"hydra.run.dir={tmp_path / 'run'}", *overrides)
@@ -127,9 +127,10 @@ def test_a_sweep_goes_on_after_a_failing_job(tmp_path):
 
 @pytest.mark.slow
 def test_the_quickstart_trains_its_teacher_first(tmp_path):
-    quick = ",".join(f'"{override}"' for override in SMALL)
+    short = [*SMALL, "trainer.budget.steps=4"]
+    quick = ",".join(f'"{override}"' for override in short)
     ended = command(
-        *("experiment=quickstart_scd", f"hydra.run.dir={tmp_path / 'run'}", *SMALL),
+        *("experiment=quickstart_scd", f"hydra.run.dir={tmp_path / 'run'}", *short),
         f"objective.teacher_overrides=[{quick}]",
     )
     assert ended.returncode == 0, ended.stderr

@@ -90,6 +90,7 @@ def signal_at(step, monkeypatch):
     monkeypatch.setattr(IdxImages, "batch", batch)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stop_at", [2, 5])
 def test_a_stopped_run_goes_on_exactly(stop_at, tmp_path, monkeypatch):
     """Every tensor and counter of the last checkpoint, and every logged number, bit for bit."""
@@ -123,6 +124,7 @@ def test_a_stopped_run_goes_on_exactly(stop_at, tmp_path, monkeypatch):
     assert strip[0] == strip[1]
 
 
+@pytest.mark.slow
 def test_the_seed_decides_the_run(tmp_path):
     run = (*TINY["unet_small"], *TWO_STEPS)
     ends = []
@@ -133,6 +135,7 @@ def test_the_seed_decides_the_run(tmp_path):
     assert checkpoint.digest(ends[0]["net"]) != checkpoint.digest(ends[2]["net"])
 
 
+@pytest.mark.slow
 def test_what_a_run_leaves(tmp_path):
     path = tmp_path / "run"
     metrics = trained(path, *TINY["unet_small"])
@@ -158,6 +161,7 @@ def test_what_a_run_leaves(tmp_path):
     )
 
 
+@pytest.mark.slow
 def test_tensorboard_shows_scalars_pictures_config_and_hparams_in_one_run(tmp_path):
     trained(tmp_path / "run", *TINY["unet_small"])
     events = EventAccumulator(str(tmp_path / "run")).Reload()
@@ -176,6 +180,7 @@ def test_tensorboard_shows_scalars_pictures_config_and_hparams_in_one_run(tmp_pa
     assert len(list((tmp_path / "run").glob("events.*"))) == 1
 
 
+@pytest.mark.slow
 def test_a_diverging_run_fails_with_its_reason_in_its_folder(tmp_path):
     with pytest.raises(Diverged, match="diverged"):
         trained(
@@ -208,6 +213,7 @@ def test_parts_that_do_not_fit_are_named_and_nothing_is_written(overrides, said,
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 def test_a_consistency_model_is_no_teacher_and_another_network_does_not_fit(teachers, tmp_path):
     trained(tmp_path / "sct", *TINY["unet_small"], *TWO_STEPS)
     scd = ("objective=scd", f"objective.teacher={tmp_path / 'sct'}", *TINY["unet_small"])
@@ -222,6 +228,7 @@ def test_a_consistency_model_is_no_teacher_and_another_network_does_not_fit(teac
         )
 
 
+@pytest.mark.slow
 def test_the_student_starts_from_the_teacher(teachers, tmp_path):
     teacher = teachers("unet_small")
     run = ("objective=scd", f"objective.teacher={teacher}", *TINY["unet_small"])
