@@ -354,7 +354,7 @@ def register() -> None:
         store.store(group=group, name=name, node=node)
 
 
-def composed(overrides: Sequence[str], name: str = "config") -> dict[str, Any]:
+def composed(overrides: Sequence[str]) -> dict[str, Any]:
     """What `run.py` would compose of these overrides, plain and resolved, without a command line.
 
     Raises UserError, in one line, for an unknown key or option or a wrong type.
@@ -362,7 +362,7 @@ def composed(overrides: Sequence[str], name: str = "config") -> dict[str, Any]:
     register()
     try:
         with initialize_config_dir(version_base="1.3", config_dir=str(CONF)):
-            return plain(compose(name, overrides=list(overrides)))
+            return plain(compose("config", overrides=list(overrides)))
     except (HydraException, OmegaConfBaseException) as error:
         raise one_line(error) from None
 

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from scm.trigflow import broadcast
 
@@ -47,6 +47,20 @@ def smooth_net(x: Tensor, t: Tensor, label: Tensor | None = None):
     at = broadcast(t, x)
     F = torch.sin(1.3 * x + at) * torch.cos(at * x) + 0.2 * x * at
     return F, torch.sin(t) - 0.3
+
+
+class WeightedNet(nn.Module):
+    """A small smooth network whose learned weight has a parameter of its own, in float64."""
+
+    def __init__(self):
+        super().__init__()
+        gen = torch.Generator().manual_seed(3)
+        self.kernel = nn.Parameter(0.3 * torch.randn(2, 2, 3, 3, generator=gen).double())
+        self.slope = nn.Parameter(torch.tensor(0.7).double())
+
+    def forward(self, x, t, label=None):
+        wave = nn.functional.conv2d(x, self.kernel, padding=1) + t.view(-1, 1, 1, 1)
+        return torch.sin(wave), self.slope * t
 
 
 def points(n: int = 6, *, shape=(2, 3, 3), sigma_data: float = 0.5, seed: int = 0):

@@ -2,26 +2,11 @@
 
 import pytest
 import torch
-from closed_forms import GaussianData, points
-from torch import nn
+from closed_forms import GaussianData, WeightedNet, points
 
 from scm import objectives, tangent, weighting
 
 SD, H = 0.5, 8
-
-
-class Net(nn.Module):
-    """A small smooth network of one convolution, with a learned weight that depends on t."""
-
-    def __init__(self):
-        super().__init__()
-        gen = torch.Generator().manual_seed(3)
-        self.kernel = nn.Parameter(0.3 * torch.randn(2, 2, 3, 3, generator=gen).double())
-        self.slope = nn.Parameter(torch.tensor(0.7).double())
-
-    def forward(self, x, t, label=None):
-        t4 = t.view(-1, 1, 1, 1)
-        return torch.sin(nn.functional.conv2d(x, self.kernel, padding=1) + t4), self.slope * t
 
 
 def common(weights, adaptive=True):
@@ -44,7 +29,7 @@ def grads(net, loss):
 
 
 def test_diffusion_loss_is_its_definition():
-    net, d = Net(), draw()
+    net, d = WeightedNet(), draw()
     loss = objectives.Diffusion(**common(weighting.InverseSigma)).loss(net, d, step=0)
     t4 = d.t.view(-1, 1, 1, 1)
     x_t = t4.cos() * d.x0 + t4.sin() * d.z
@@ -103,7 +88,7 @@ def naive_consistency_loss(net, d, dxdt, *, r, tangent_weight, loss_weight, c=0.
 @pytest.mark.parametrize("kind", [weighting.Unit, weighting.InverseSigma, weighting.NoPrior])
 @pytest.mark.parametrize("name", ["sct", "scd"])
 def test_consistency_loss_and_gradient_equal_the_naive_ones(name, kind, step, jvp):
-    net, d = Net(), draw()
+    net, d = WeightedNet(), draw()
     teacher = GaussianData(s=0.9, sigma_data=SD)
     settings = common(kind) | {
         "tangent_warmup_steps": H,
@@ -135,7 +120,7 @@ def test_consistency_loss_and_gradient_equal_the_naive_ones(name, kind, step, jv
 
 
 def test_without_the_adaptive_weight_the_loss_is_the_error_and_w_gets_no_gradient():
-    net, d = Net(), draw()
+    net, d = WeightedNet(), draw()
     loss = objectives.Diffusion(**common(weighting.Unit, adaptive=False)).loss(net, d, 0)
     torch.testing.assert_close(loss.loss.detach(), loss.error)
     assert grads(net, loss.loss)[1] is None

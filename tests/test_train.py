@@ -6,7 +6,7 @@ from functools import partial
 
 import pytest
 import torch
-from closed_forms import points
+from closed_forms import WeightedNet, points
 from runs import TINY, built, trained
 from torch import nn
 
@@ -15,20 +15,6 @@ from scm.config import Compile
 from scm.distributed import World
 
 SD, BATCH = 0.5, 7
-
-
-class WeightedNet(nn.Module):
-    """A small smooth network whose learned weight has a parameter of its own, in float64."""
-
-    def __init__(self):
-        super().__init__()
-        gen = torch.Generator().manual_seed(3)
-        self.kernel = nn.Parameter(0.3 * torch.randn(2, 2, 3, 3, generator=gen).double())
-        self.slope = nn.Parameter(torch.tensor(0.7).double())
-
-    def forward(self, x, t, label=None):
-        wave = nn.functional.conv2d(x, self.kernel, padding=1) + t.view(-1, 1, 1, 1)
-        return torch.sin(wave), self.slope * t
 
 
 def objective(kind, *, adaptive=True, **more):
