@@ -146,9 +146,9 @@ def spread(values: list[float]) -> dict[str, Any]:
 
 def table(result: dict[str, Any]) -> str:
     """The result for a terminal."""
-    sampler, seeds = "".join(result["sampler"]), len(result["seeds"])
+    seeds = len(result["seeds"])
     lines = [
-        f"{result['model']}  {sampler}: {result['calls']} network calls, "
+        f"{result['model']}  {result['title']}: {result['calls']} network calls, "
         f"{result['n']:,} images, {seeds} seed{'s' * (seeds > 1)}",
         f"{'':24}{'mean':>10}{'std':>10}{'floor':>10}",
     ]

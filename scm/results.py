@@ -73,8 +73,8 @@ def row(result: dict[str, Any]) -> list[str]:
     distance, floor = metrics["frechet_distance"], result["floor"]["frechet_distance"]
     std = "" if distance["std"] is None else f" ± {distance['std']:.2f}"
     return [
-        Path(result["model"]).stem,
-        "".join(result["sampler"]),
+        _name(Path(result["model"])),
+        result["title"],
         str(result["calls"]),
         f"{distance['mean']:.2f}{std}",
         f"{distance['mean'] / floor:.1f}",
@@ -82,6 +82,11 @@ def row(result: dict[str, Any]) -> list[str]:
         f"{result['n']:,}",
         str(len(result["seeds"])),
     ]
+
+
+def _name(path: Path) -> str:
+    """A run's name, also for a file in its checkpoints folder; else the file's."""
+    return path.parent.parent.name if path.parent.name == "checkpoints" else path.stem
 
 
 if __name__ == "__main__":

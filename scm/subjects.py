@@ -4,6 +4,7 @@ Knows how to draw images and what to say of their origin, nothing of metrics.
 """
 
 import json
+import logging
 import re
 import zipfile
 from collections.abc import Callable
@@ -22,6 +23,8 @@ from scm.errors import UserError
 from scm.idx import REPOSITORY
 from scm.sample import images, labels_for, sampler_settings
 from scm.samplers import Sampler
+
+log = logging.getLogger(__name__)
 
 IMAGES = 10_000  # per seed, unless asked otherwise
 TEACHER_IMAGES = 512  # that student and teacher both make from the same noise
@@ -64,7 +67,7 @@ def subjects_of(
     config = model.trained.config
     choices = [(name, name, settings) for name, settings in config["sampler"].items()]
     if chosen:
-        choices = [("-".join(words), *sampler_settings(words, config)) for words in chosen]
+        choices = [(" ".join(words), *sampler_settings(words, config)) for words in chosen]
     return [model.subject(*choice, n or IMAGES, seeds) for choice in choices]
 
 
@@ -87,6 +90,7 @@ class Model:
 
         def facts() -> dict[str, Any]:
             return {
+                "title": title,
                 "sampler": {name: settings},
                 "calls": sampler.calls,
                 "weights_sha256": checkpoint.weights_digest(dict(self.trained.net.state_dict())),
@@ -95,7 +99,7 @@ class Model:
 
         return Subject(
             path=self.path,
-            file=_result_file(self.path, f"{title}-n{n}"),
+            file=_result_file(self.path, title, n),
             n=n,
             seeds=list(range(seeds)),
             config=self.trained.config,
@@ -120,7 +124,8 @@ class Model:
         mine = self._images(self.trained, one_step, n, 0, "student from the teacher's noise")
         theirs = self._images(teacher, heun, n, 0, "teacher")
         rms = float((mine - theirs).double().square().mean().sqrt())
-        return {"rms": rms, "images": n, "calls": heun.calls, "model": str(path)}
+        shown = path.relative_to(REPOSITORY) if path.is_relative_to(REPOSITORY) else path
+        return {"rms": rms, "images": n, "calls": heun.calls, "model": str(shown)}
 
     @staticmethod
     def _sampler(chosen: list[str], trained: build.Trained) -> Sampler:
@@ -148,11 +153,14 @@ def teacher_path(path: Path, config: dict[str, Any]) -> Path | None:
     named = objective.get("teacher")
     if named:
         places = [Path(named), REPOSITORY / named]
-    elif objective.get("teacher_recipe"):
+    elif objective.get("teacher_recipe"):  # of the run's folder, or of a file in its checkpoints/
         places = [folder / "teacher" for folder in (path, *path.parents[:2])]
     else:
         return None
-    return next((place for place in places if place.exists()), None)
+    found = next((place for place in places if place.exists()), None)
+    if found is None:
+        log.info("%s: its teacher %s is not here: not compared with it", path, places[0])
+    return found
 
 
 def _of_file(path: Path, n: int | None) -> Subject:
@@ -174,18 +182,22 @@ def _of_file(path: Path, n: int | None) -> Subject:
     calls = build.sampler(values, name, config["data"]["sigma_data"]).calls
     return Subject(
         path=path,
-        file=_result_file(path, f"n{n}"),
+        file=_result_file(path, "", n),
         n=n,
         seeds=[seed],
         config=config,
         draw=lambda _: x,
-        facts=lambda: {"sampler": sampler, "calls": calls, "sampled_model": settings["model"]},
+        facts=lambda: {
+            "title": name,
+            "sampler": sampler,
+            "calls": calls,
+            "sampled_model": settings["model"],
+        },
     )
 
 
-def _result_file(path: Path, title: str) -> Path:
-    """RUN/evaluation/TITLE.json for a run's folder, FILE-TITLE.json beside a file."""
-    plain = re.sub(r"[^\w.-]+", "_", title).strip("_")
-    if path.is_dir():
-        return path / "evaluation" / f"{plain}.json"
-    return path.with_name(f"{path.stem}-{plain}.json")
+def _result_file(path: Path, title: str, n: int) -> Path:
+    """RUN/evaluation/TITLE-nN.json for a run's folder, FILE-TITLE-nN.json beside a file."""
+    words = [word for word in re.split(r"[^\w.]+", title) if word]
+    name = "-".join([*([] if path.is_dir() else [path.stem]), *words, f"n{n}.json"])
+    return path / "evaluation" / name if path.is_dir() else path.with_name(name)

@@ -38,7 +38,13 @@ def parser() -> argparse.ArgumentParser:
     )
     commands = p.add_subparsers(dest="command", required=True)
     train_parser = commands.add_parser("train", help="train one and write it")
-    train_parser.add_argument("--data", default="mnist", help="one of conf/data (%(default)s)")
+    train_parser.add_argument(
+        "--data",
+        nargs="+",
+        default=["mnist"],
+        metavar=("NAME", "KEY=VALUE"),
+        help="one of conf/data, and changes to its values, such as download=true (mnist)",
+    )
     train_parser.add_argument("--seed", type=int, default=0, help="(%(default)s)")
     train_parser.add_argument("--epochs", type=int, default=EPOCHS, help="(%(default)s)")
     train_parser.add_argument("--out", type=Path, help="(pretrained/features_DATA.safetensors)")
@@ -60,16 +66,18 @@ def main(argv: list[str] | None = None) -> None:
 
 def make(arguments: argparse.Namespace) -> None:
     """Train what `arguments` (of `parser`) ask for and write it with what is known of it."""
-    out = arguments.out or features.weights_file(arguments.data)
+    name, *changes = arguments.data
+    out = arguments.out or features.weights_file(name)
     if out.exists() and not arguments.overwrite:
         raise UserError(f"{out}: exists; name another file, or add --overwrite")
     if arguments.epochs < 1:
         raise UserError(f"--epochs {arguments.epochs}: must be at least 1")
     runtime.prepare(None)
     device = runtime.find_device(Device[arguments.device])
-    dataset = build.construct(Dataset, "data", composed([f"data={arguments.data}"])["data"])
+    config = composed([f"data={name}", *(f"data.{change}" for change in changes)])["data"]
+    dataset = build.construct(Dataset, "data", config)
     if not isinstance(dataset, IdxImages):
-        raise UserError(f"--data {arguments.data}: has no images, so no feature network")
+        raise UserError(f"--data {name}: has no images, so no feature network")
     settings = {
         "image_shape": list(dataset.image_shape),
         "num_classes": dataset.num_classes,
@@ -88,7 +96,7 @@ def make(arguments: argparse.Namespace) -> None:
         "epochs": arguments.epochs,
         "accuracy": accuracy,
         "layer": features.LAYER,
-        "command": f"{features.train_command(arguments.data)} --seed {arguments.seed}",
+        "command": f"{features.train_command(' '.join(arguments.data))} --seed {arguments.seed}",
         "seconds": round(time.perf_counter() - started),
         "device": runtime.device_name(device),
         "versions": runtime.versions(),
