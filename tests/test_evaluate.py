@@ -143,6 +143,7 @@ def test_an_npz_file_gives_what_its_model_gives(teacher, tmp_path):
     assert "300" not in results.table([from_file])
 
 
+@pytest.mark.slow
 def test_mistakes_are_one_line_before_any_work(teacher, tmp_path, capsys):
     text = tmp_path / "text.npz"
     text.write_text("not an npz file")
@@ -183,7 +184,8 @@ def test_results_that_cannot_be_compared_are_refused(tmp_path, capsys):
     for name, features in (("a", "f"), ("b", "other")):
         (tmp_path / name).write_text(
             json.dumps(result_of(model=name, features={"sha256": features}))
-        )(tmp_path / "c").write_text("{}")
+        )
+    (tmp_path / "c").write_text("{}")
     (tmp_path / "d").mkdir()
     for names, said in (
         ("ab", "different features.sha256, no comparison: a, b"),
