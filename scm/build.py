@@ -16,13 +16,14 @@ from hydra.utils import get_class, instantiate
 from omegaconf import OmegaConf
 from torch import nn
 
-from scm import checkpoint, distributed, rng, runtime, validate
+from scm import checkpoint, distributed, features, rng, runtime, validate
 from scm.config import TrainerConfig
-from scm.data import Dataset
+from scm.data import Dataset, IdxImages
 from scm.errors import UserError
-from scm.evaluate import Evaluator
+from scm.evaluator import Evaluator
 from scm.experiment import Experiment
 from scm.objectives import Objective
+from scm.quality import Quality, quality_of
 from scm.runfolder import RunFolder, flatten
 from scm.samplers import Sampler
 
@@ -119,6 +120,16 @@ def load_weights(net: nn.Module, weights: dict[str, torch.Tensor], source: str) 
 def sampler(config: dict[str, Any], name: str, sigma_data: float) -> Sampler:
     """The sampler that stands under sampler.NAME."""
     return construct(Sampler, f"sampler.{name}", config, sigma_data=sigma_data)
+
+
+def quality(dataset: Dataset, device: torch.device) -> Quality:
+    """What judges images of this data set.
+
+    Raises UserError where its samples are no images, or its feature network is missing or damaged.
+    """
+    if not isinstance(dataset, IdxImages):
+        raise UserError(f"data={dataset.name}: its samples are no images, so no quality metrics")
+    return quality_of(dataset, features.load(features.weights_file(dataset.name), device))
 
 
 def experiment(

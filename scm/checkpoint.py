@@ -99,8 +99,13 @@ def _newest_first(folder: Path) -> list[Path]:
 def save_weights(path: Path, weights: dict[str, Tensor], config: dict[str, Any]) -> None:
     """Write weights alone as safetensors, the config that builds their network as metadata."""
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in weights.items()}
-    metadata = {"config": json.dumps(config), "sha256": digest(dict(sorted(tensors.items())))}
+    metadata = {"config": json.dumps(config), "sha256": weights_digest(tensors)}
     write_atomic(path, safetensors_bytes(tensors, metadata))
+
+
+def weights_digest(weights: dict[str, Tensor]) -> str:
+    """SHA-256 of named weights: of names, dtypes, shapes and bytes, whatever file holds them."""
+    return digest(dict(sorted(weights.items())))
 
 
 def read_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -129,7 +134,7 @@ def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         config = json.loads(metadata["config"])
     except (SafetensorError, KeyError, ValueError) as error:
         raise UserError(f"{path}: not weights of this project ({error})") from error
-    if digest(dict(sorted(weights.items()))) != metadata.get("sha256"):
+    if weights_digest(weights) != metadata.get("sha256"):
         raise UserError(
             f"{path}: damaged, its weights do not match their checksum; restore the file"
         )

@@ -1,138 +1,169 @@
-"""What a run shows of its EMA network: held-out loss, samples, the denoising strip.
+"""How good a model's samples are: `python -m scm.evaluate RUN --sampler two_step -n 10000`.
 
-Every input is fixed by the run's seed, so two evaluations differ by the weights alone. Knows
-nothing of training or of files.
+Draws samples with several seeds, measures them against the real images, and writes one JSON file
+per model and sampler with everything that the numbers depend on.
 """
 
+import argparse
+import json
+import logging
+import statistics
+import sys
 import time
-from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
 
-import numpy as np
-import torch
-from torch import Tensor, nn
-
-from scm import pictures, rng, schedules, trigflow
+from scm import build, checkpoint, runtime
+from scm.config import Device, Precision
 from scm.data import Dataset
-from scm.objectives import Draw, Objective
-from scm.samplers import Sampler, draw
+from scm.errors import UserError
+from scm.files import write_json
+from scm.quality import NAMES, SMALLEST, Quality
+from scm.subjects import IMAGES, Machine, Subject, subjects_of
 
-GRID_IMAGES = 64
-GRID_COLUMNS = 8
-STRIP_IMAGES = 4
-STRIP_TIMES = 16
-LEVELS = 17  # noise levels of the loss curve
-LEVEL_IMAGES = 64  # held-out images per level
-LOSS_IMAGES = 512
+log = logging.getLogger(__name__)
 
 
-@dataclass
-class Evaluation:
-    """Numbers under their tags, pictures under their file names without suffix."""
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    p = argparse.ArgumentParser(
+        prog="python -m scm.evaluate",
+        description="Measure samples against the real images, several seeds, with the floor.",
+        epilog="example: python -m scm.evaluate outputs/teacher --sampler heun steps=18 -n 10000",
+    )
+    p.add_argument("models", nargs="+", help="run folders, checkpoints, safetensors or .npz files")
+    p.add_argument(
+        "--sampler",
+        nargs="+",
+        action="append",
+        metavar=("NAME", "KEY=VALUE"),
+        help="one of conf/sampler, and changes to its values; may be repeated (default: the run's)",
+    )
+    p.add_argument("-n", type=int, help=f"images per seed (default: {IMAGES}, an .npz file's own)")
+    p.add_argument("--seeds", type=int, default=3, help="of the noise: 0, 1, ... (%(default)s)")
+    p.add_argument("--batch-size", type=int, default=256, help="images at once (%(default)s)")
+    p.add_argument("--out", type=Path, help="the JSON file (default: RUN/evaluation/SAMPLER.json)")
+    p.add_argument("--device", choices=[d.name for d in Device], default="auto")
+    p.add_argument("--precision", choices=[p.name for p in Precision], default="auto")
+    p.add_argument("--overwrite", action="store_true", help="replace files that exist")
+    return p
 
-    metrics: dict[str, float] = field(default_factory=dict)
-    pictures: dict[str, np.ndarray] = field(default_factory=dict)
+
+def main(argv: list[str] | None = None) -> None:
+    """Parse, measure, write, show; a user's mistake is one line and exit code 2."""
+    arguments = parser().parse_args(argv)
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    try:
+        evaluate(arguments)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
 
 
-@dataclass(frozen=True)
-class Evaluator:
-    """Evaluates a network for one objective, data set and list of samplers."""
-
-    objective: Objective
-    dataset: Dataset
-    samplers: dict[str, Sampler]
-    seed: int
-    labels: bool  # whether the network is given the classes
-    device: torch.device
-
-    @torch.no_grad()
-    def __call__(self, net: nn.Module, step: int) -> Evaluation:
-        """Evaluate `net` (in eval mode) as it stands after `step` training steps."""
-        result = Evaluation()
-        self._loss(net, step, result)
-        self._loss_over_noise(net, step, result)
-        self._denoising_strip(net, result)
-        for name, sampler in self.samplers.items():
-            self._samples(net, name, sampler, result)
-        return result
-
-    def _noised(self, n: int, t: Tensor, stream: str) -> Draw:
-        x0, label = self.dataset.test_batch(n)
-        gen = rng.generator(self.seed, stream, device="cpu")
-        z = torch.randn(x0.shape, generator=gen).to(self.device) * self.objective.sigma_data
-        return Draw(x0=x0, z=z, t=t.to(self.device), label=label if self.labels else None)
-
-    def _loss(self, net: nn.Module, step: int, result: Evaluation) -> None:
-        """The objective's loss on held-out images at the proposal's noise levels."""
-        gen = rng.generator(self.seed, "eval-times", device="cpu")
-        t = self.objective.draw_times(LOSS_IMAGES, generator=gen, device="cpu")
-        loss = self.objective.loss(net, self._noised(LOSS_IMAGES, t, "eval-noise"), step)
-        result.metrics["eval/loss"] = float(loss.loss.mean())
-        result.metrics["eval/error"] = float(loss.error.mean())
-
-    def _loss_over_noise(self, net: nn.Module, step: int, result: Evaluation) -> None:
-        """Error per noise level beside e^-w, which it equals where the weight has learned it."""
-        sigmas = torch.logspace(-2, 1.9, LEVELS, dtype=torch.float64)
-        errors, inverse_weights = [], []
-        for t in trigflow.time_from_sigma(sigmas, self.objective.sigma_data).float():
-            noised = self._noised(LEVEL_IMAGES, t.repeat(LEVEL_IMAGES), "eval-noise")
-            loss = self.objective.loss(net, noised, step)
-            errors.append(loss.error.mean().cpu())
-            inverse_weights.append(torch.exp(-loss.w).mean().cpu())
-        result.pictures["loss_over_noise"] = pictures.curves(
-            sigmas,
-            {
-                "mean squared error": torch.stack(errors),
-                "1 / learned weight": torch.stack(inverse_weights),
-            },
-            xlabel="noise level sigma (the data's units)",
-            ylabel="error per pixel",
-            title=f"{self.objective.name}: loss over noise level",
+def evaluate(arguments: argparse.Namespace) -> None:
+    """Measure what `arguments` (of `parser`) ask for; everything is checked before the first."""
+    for option, least in (("n", SMALLEST), ("seeds", 1), ("batch_size", 1)):
+        value = getattr(arguments, option)
+        if value is not None and value < least:
+            raise UserError(f"{option}={value}: must be at least {least}")
+    runtime.prepare(None)
+    device = runtime.find_device(Device[arguments.device])
+    machine = Machine(
+        device=device,
+        dtype=runtime.find_dtype(Precision[arguments.precision], device),
+        batch_size=arguments.batch_size,
+    )
+    subjects = [
+        subject
+        for model in arguments.models
+        for subject in subjects_of(
+            Path(model), arguments.sampler, arguments.n, arguments.seeds, machine
         )
+    ]
+    files = [arguments.out or subject.file for subject in subjects]
+    _check_files(files, arguments)
+    qualities: dict[str, Quality] = {}
+    for subject, file in zip(subjects, files, strict=True):
+        data = subject.config["data"]
+        if (key := json.dumps(data)) not in qualities:
+            dataset = build.construct(Dataset, "data", data)
+            qualities[key] = build.quality(dataset, device)
+        result = measured(subject, qualities[key], machine)
+        file.parent.mkdir(exist_ok=True)
+        write_json(file, result)
+        print(table(result))
+        log.info("written to %s", file)
 
-    def _denoising_strip(self, net: nn.Module, result: Evaluation) -> None:
-        """f(x_t, t) of held-out images at 16 times: the denoiser, or the end of the trajectory."""
-        sd = self.objective.sigma_data
-        times = schedules.karras_times(
-            STRIP_TIMES, sigma_min=0.02, sigma_max=80.0, rho=7.0, sigma_data=sd
-        )[:-1].float()
-        noisy, denoised = [], []
-        for t in times:
-            noised = self._noised(STRIP_IMAGES, t.repeat(STRIP_IMAGES), "eval-noise")
-            x_t = trigflow.interpolate(noised.x0, noised.z, noised.t)
-            F, _ = net(x_t / sd, noised.t, noised.label)
-            noisy.append(x_t.cpu())
-            denoised.append(trigflow.consistency(x_t, F, noised.t, sd).cpu())
-        result.pictures["denoising_strip"] = pictures.strip(
-            torch.stack(noisy, 1), torch.stack(denoised, 1)
+
+def _check_files(files: list[Path], arguments: argparse.Namespace) -> None:
+    if len(set(files)) < len(files):
+        raise UserError(
+            f"{files[0]}: would hold several results; leave --out away, or name one model and "
+            "one sampler, each once"
         )
+    for file in files:
+        if file.exists() and not arguments.overwrite:
+            raise UserError(f"{file}: exists; name another file by --out, or add --overwrite")
+        if arguments.out and not file.parent.is_dir():
+            raise UserError(f"{file}: there is no folder {file.parent}; make it first")
 
-    def _samples(self, net: nn.Module, name: str, sampler: Sampler, result: Evaluation) -> None:
-        labels = None
-        if self.labels:
-            labels = torch.arange(GRID_IMAGES) % self.dataset.num_classes
+
+def measured(subject: Subject, quality: Quality, machine: Machine) -> dict[str, Any]:
+    """The result: every metric per seed, the floor, and all that they depend on."""
+    floor = quality.floor(subject.n)
+    rows, drawing, measuring = [], 0.0, 0.0
+    for seed in subject.seeds:
         started = time.perf_counter()
-        images = torch.cat(
-            list(
-                draw(
-                    sampler,
-                    net,
-                    GRID_IMAGES,
-                    seed=self.seed,
-                    image_shape=self.dataset.image_shape,
-                    sigma_data=self.objective.sigma_data,
-                    device=self.device,
-                    labels=labels,
-                )
-            )
+        images = subject.draw(seed)
+        drawn = time.perf_counter()
+        rows.append(quality.measure(images))
+        drawing += drawn - started
+        measuring += time.perf_counter() - drawn
+    return {
+        "model": str(subject.path),
+        "n": subject.n,
+        "seeds": subject.seeds,
+        "metrics": {name: spread([row[name] for row in rows]) for name in NAMES},
+        "floor": floor,
+        **subject.facts(),
+        "objective": subject.config["objective"]["_target_"].rpartition(".")[2],
+        "config_sha256": checkpoint.digest(subject.config),
+        "data": {"name": subject.config["data"]["name"], "sha256": quality.data_sha256},
+        "features": {"sha256": quality.network.sha256, **quality.network.facts},
+        "seconds": {"drawing": round(drawing, 2), "measuring": round(measuring, 2)},
+        "git_commit": runtime.git_commit(),
+        "versions": runtime.versions(),
+        "device": runtime.device_name(machine.device),
+        "precision": str(machine.dtype).removeprefix("torch."),
+    }
+
+
+def spread(values: list[float]) -> dict[str, Any]:
+    """Mean and standard deviation over seeds; of one seed the latter is not known (None)."""
+    deviation = statistics.stdev(values) if len(values) > 1 else None
+    return {"mean": statistics.fmean(values), "std": deviation, "values": values}
+
+
+def table(result: dict[str, Any]) -> str:
+    """The result for a terminal."""
+    seeds = len(result["seeds"])
+    lines = [
+        f"{result['model']}  {result['title']}: {result['calls']} network calls, "
+        f"{result['n']:,} images, {seeds} seed{'s' * (seeds > 1)}",
+        f"{'':24}{'mean':>10}{'std':>10}{'floor':>10}",
+    ]
+    for name, measured in result["metrics"].items():
+        std = f"{measured['std']:10.4f}" if measured["std"] is not None else f"{'-':>10}"
+        floor = result["floor"][name]
+        lines.append(f"{name:24}{measured['mean']:10.4f}{std}{floor:10.4f}  {NAMES[name]}")
+    if "teacher" in result:
+        to_teacher = result["teacher"]
+        lines.append(
+            f"{'rms from the teacher':24}{to_teacher['rms']:10.4f}  of {to_teacher['images']} "
+            f"images, {to_teacher['model']} along its ODE from the same noise"
         )
-        seconds = time.perf_counter() - started
-        result.metrics[f"eval/{name}/calls"] = sampler.calls
-        result.metrics[f"eval/{name}/images_per_second"] = GRID_IMAGES / seconds
-        result.metrics[f"eval/{name}/mean"] = float(images.mean())
-        result.metrics[f"eval/{name}/std"] = float(images.std())
-        _, height, width = self.dataset.image_shape
-        if height * width == 1:
-            reference = self.dataset.test_batch(4096).x0.cpu()
-            result.pictures[name] = pictures.histogram(images, reference, f"{name}: {len(images)}")
-        else:
-            result.pictures[name] = pictures.grid(images, GRID_COLUMNS)
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    main()

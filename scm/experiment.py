@@ -17,7 +17,7 @@ from scm.config import BudgetConfig, TrainerConfig
 from scm.data import Dataset
 from scm.distributed import World
 from scm.ema import Ema
-from scm.evaluate import Evaluator
+from scm.evaluator import Evaluator
 from scm.interrupts import Interrupts
 from scm.logger import Logger
 from scm.objectives import Objective

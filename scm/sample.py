@@ -20,7 +20,7 @@ from scm.config import CONF, Device, Precision, composed
 from scm.data import to_uint8
 from scm.errors import UserError
 from scm.files import write_atomic
-from scm.samplers import draw
+from scm.samplers import Sampler, draw
 
 GRID_IMAGES = 64
 
@@ -104,28 +104,52 @@ def sample(arguments: argparse.Namespace) -> None:
     trained = build.trained_network(arguments.model, device, dtype)
     name, settings = sampler_settings(arguments.sampler, trained.config)
     labels = labels_for(arguments.label, arguments.n, trained.config["model"]["num_classes"])
-    batches = draw(
+    x = images(
+        trained,
         build.sampler(settings, name, trained.sigma_data),
-        trained.net,
         arguments.n,
         seed=arguments.seed,
-        image_shape=trained.image_shape,
-        sigma_data=trained.sigma_data,
+        labels=labels,
         device=device,
         batch_size=arguments.batch_size,
-        labels=labels,
+        title=name,
     )
-    images = []
-    with tqdm(total=arguments.n, unit="image", desc=name) as bar:
-        for batch in batches:
-            images.append(batch)
-            bar.update(len(batch))
-    x = torch.cat(images)
     if arguments.grid:
         pictures.save_png(arguments.grid, pictures.grid(x[:GRID_IMAGES], columns=8))
     if arguments.out:
         facts = {"model": arguments.model, "sampler": {name: settings}, "seed": arguments.seed}
         _write_npz(arguments.out, x, labels, {**facts, "config": trained.config})
+
+
+def images(
+    trained: build.Trained,
+    sampler: Sampler,
+    n: int,
+    *,
+    seed: int,
+    labels: torch.Tensor | None,
+    device: torch.device,
+    batch_size: int,
+    title: str,
+) -> torch.Tensor:
+    """n samples (n, C, H, W) on the CPU, float32, about in [-0.5, 0.5], with a progress bar."""
+    batches = draw(
+        sampler,
+        trained.net,
+        n,
+        seed=seed,
+        image_shape=trained.image_shape,
+        sigma_data=trained.sigma_data,
+        device=device,
+        batch_size=batch_size,
+        labels=labels,
+    )
+    parts = []
+    with tqdm(total=n, unit="image", desc=title) as bar:
+        for batch in batches:
+            parts.append(batch)
+            bar.update(len(batch))
+    return torch.cat(parts)
 
 
 def _check(arguments: argparse.Namespace) -> None:
@@ -146,8 +170,8 @@ def _write_npz(
 ) -> None:
     """`images`: uint8 (N, H, W), or (N, C, H, W) with several channels; a toy's stay float32."""
     is_toy = x.shape[2:].numel() == 1
-    images = (x if is_toy else to_uint8(x)).squeeze(1).numpy()
-    arrays: dict[str, Any] = {"images": images, "settings": np.array(json.dumps(settings))}
+    values = (x if is_toy else to_uint8(x)).squeeze(1).numpy()
+    arrays: dict[str, Any] = {"images": values, "settings": np.array(json.dumps(settings))}
     if labels is not None:
         arrays["labels"] = labels.numpy()
     buffer = io.BytesIO()

@@ -1,11 +1,15 @@
 """Small real runs for tests: a composed config, built and trained in a folder."""
 
+from functools import cache
 from pathlib import Path
 
+import torch
 import yaml
 
-from scm import build, config, launch
+from scm import build, config, features, launch
+from scm.data import Dataset
 from scm.experiment import Experiment
+from scm.quality import Quality
 from scm.runfolder import RunFolder
 
 QUICK = ("trainer=smoke", "trainer.precision=fp32", "trainer.batch_size=8", "trainer.threads=1")
@@ -41,3 +45,16 @@ def trained(path: Path, *overrides: str, teacher: Path | None = None) -> dict:
     experiment = built(path, *overrides, teacher=teacher)
     with experiment.folder.open({"config.yaml": experiment.config_text}):
         return experiment.run()
+
+
+@cache
+def mnist() -> Dataset:
+    """The data set of the default configuration; to be copied before it is changed."""
+    return build.construct(Dataset, "data", config.composed(["data=mnist"])["data"])
+
+
+def small_quality(kept: Path, train: int = 2000, test: int = 1000) -> Quality:
+    """The shipped feature network's, with the first images of MNIST as all that there are."""
+    dataset = mnist()
+    network = features.load(features.weights_file("mnist"), torch.device("cpu"))
+    return Quality(dataset.train[:train], dataset.test[:test], network, kept)

@@ -37,10 +37,19 @@ LAYERS = (
         "scm.logger",
         "scm.pictures",
     ),
-    ("scm.train", "scm.evaluate"),
+    ("scm.features", "scm.metrics"),
+    ("scm.train", "scm.evaluator", "scm.quality"),
     ("scm.experiment",),
     ("scm.build",),
-    ("scm.launch", "scm.sample", "scm.benchmark"),
+    (
+        "scm.launch",
+        "scm.sample",
+        "scm.subjects",
+        "scm.evaluate",
+        "scm.results",
+        "scm.features.__main__",
+        "scm.benchmark",
+    ),
     ("run",),
 )
 LAYER = {module: level for level, layer in enumerate(LAYERS) for module in layer}

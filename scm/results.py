@@ -1,0 +1,93 @@
+"""A Markdown table of evaluations: `python -m scm.results outputs/* pretrained/*.json`.
+
+Reads the files that `scm.evaluate` wrote and refuses to put side by side what cannot be compared.
+"""
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from scm.errors import UserError
+from scm.runfolder import flatten
+
+SAME = ("data.sha256", "features.sha256")  # what makes two results comparable
+SHOWN = (
+    *("precision", "recall", "density", "coverage"),
+    *("class_variation", "confidence", "memorisation"),
+)
+COLUMNS = ("model", "sampler", "calls", "FD", "FD / floor", *SHOWN, "n", "seeds")
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Print the table; a user's mistake is one line and exit code 2."""
+    p = argparse.ArgumentParser(prog="python -m scm.results", description=main.__doc__)
+    p.add_argument("results", nargs="+", type=Path, help="files of scm.evaluate, or run folders")
+    try:
+        print(table([read(file) for file in files(p.parse_args(argv).results)]))
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+
+
+def files(paths: list[Path]) -> list[Path]:
+    """The result files: those named, and all in the folders named."""
+    found: list[Path] = []
+    for path in paths:
+        found += sorted((path / "evaluation").glob("*.json")) if path.is_dir() else [path]
+    if not found:
+        raise UserError(
+            f"{', '.join(map(str, paths))}: no results there; make some with "
+            f"`python -m scm.evaluate {paths[0]}`"
+        )
+    return found
+
+
+def read(file: Path) -> dict[str, Any]:
+    """One result. Raises UserError where the file holds none."""
+    try:
+        result = json.loads(file.read_text())
+        row(result)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"{file}: not a result of scm.evaluate ({error!r})") from None
+    return result
+
+
+def table(results: list[dict[str, Any]]) -> str:
+    """Markdown, a row per result. Raises UserError where data or feature networks differ."""
+    for key in SAME:
+        seen = {flatten(result)[key]: result["model"] for result in results}
+        if len(seen) > 1:
+            raise UserError(
+                f"results with different {key}, no comparison: {', '.join(seen.values())}"
+            )
+    heads = [name.replace("_", " ") for name in COLUMNS]
+    lines = [heads, ["---"] * len(heads), *map(row, results)]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def row(result: dict[str, Any]) -> list[str]:
+    """The cells of one result, in the order of `COLUMNS`."""
+    metrics = result["metrics"]
+    distance, floor = metrics["frechet_distance"], result["floor"]["frechet_distance"]
+    std = "" if distance["std"] is None else f" ± {distance['std']:.2f}"
+    return [
+        _name(Path(result["model"])),
+        result["title"],
+        str(result["calls"]),
+        f"{distance['mean']:.2f}{std}",
+        f"{distance['mean'] / floor:.1f}",
+        *(f"{metrics[name]['mean']:.3f}" for name in SHOWN),
+        f"{result['n']:,}",
+        str(len(result["seeds"])),
+    ]
+
+
+def _name(path: Path) -> str:
+    """A run's name, also for a file in its checkpoints folder; else the file's."""
+    return path.parent.parent.name if path.parent.name == "checkpoints" else path.stem
+
+
+if __name__ == "__main__":
+    main()
