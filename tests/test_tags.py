@@ -1,9 +1,13 @@
 """Tags known beforehand: which metric is optimised, and where quality is measured."""
 
+from types import SimpleNamespace
+
 import pytest
+from hydra.types import RunMode
+from omegaconf import OmegaConf
 from runs import QUICK
 
-from scm import config, tags, validate
+from scm import config, launch, tags, validate
 
 SMOKE = QUICK[:1]
 
@@ -34,3 +38,13 @@ def test_quality_needs_a_feature_network(tmp_path, monkeypatch):
     monkeypatch.setattr(tags, "PRETRAINED", tmp_path)
     assert tags.quality_groups(composed) == []
     assert not any("frechet" in tag for tag in tags.available(composed))
+
+
+@pytest.mark.parametrize(("chosen", "value"), [(None, 3.0), ("eval/loss", 7.0)])
+def test_the_command_returns_the_optimised_metric(chosen, value, tmp_path, monkeypatch):
+    hydra = SimpleNamespace(runtime=SimpleNamespace(output_dir=str(tmp_path)), mode=RunMode.RUN)
+    monkeypatch.setattr(launch.HydraConfig, "get", lambda: hydra)
+    numbers = {"quality/one_step/frechet_distance": 3.0, "eval/loss": 7.0}
+    monkeypatch.setattr(launch, "run", lambda *_: {"status": "done", "metrics": numbers})
+    cfg = OmegaConf.create({**config.composed([]), "optimized_metric": chosen})
+    assert launch.main(cfg) == value
