@@ -178,6 +178,13 @@ def test_the_results_table_is_markdown():
     cells = dict(zip(heads.split(" | "), row.split(" | "), strict=True))
     assert cells["FD"] == "2.00 ± 0.50" and cells["FD / floor"] == "4.0" and cells["n"] == "10,000"
     assert row.startswith("| a | two_step | 2 |")
+    for model, shown in (
+        ("outputs/b", "b"),
+        ("outputs/lr0.1", "lr0.1"),
+        ("outputs/b/checkpoints/step-00000009.pt", "b step-00000009"),
+        ("pretrained/mnist_scd.safetensors", "mnist_scd"),
+    ):
+        assert results.row(result_of(model=model))[0] == shown
 
 
 def test_results_that_cannot_be_compared_are_refused(tmp_path, capsys):

@@ -34,6 +34,7 @@ def worse(images, kind, amount):
     return to_uint8(gaussian_blur(x, 9, amount))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("kind", "amounts"), [("noise", (0.05, 0.1, 0.2)), ("blur", (0.7, 1.0, 1.5))]
 )
