@@ -5,6 +5,7 @@ it calls anything, and turns a constructor's ValueError into one line for the us
 plain resolved dicts here, whether they come from Hydra or out of a checkpoint.
 """
 
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,12 +17,13 @@ from hydra.utils import get_class, instantiate
 from omegaconf import OmegaConf
 from torch import nn
 
-from scm import checkpoint, distributed, features, rng, runtime, validate
+from scm import checkpoint, distributed, features, rng, runtime, tags, validate
 from scm.config import TrainerConfig
 from scm.data import Dataset, IdxImages
 from scm.errors import UserError
 from scm.evaluator import Evaluator
 from scm.experiment import Experiment
+from scm.judge import Judge
 from scm.objectives import Objective
 from scm.quality import Quality, quality_of
 from scm.runfolder import RunFolder, flatten
@@ -36,6 +38,8 @@ NOT_ARGUMENTS = (  # keys of the objective group that its class does not take
     "teacher_recipe",
     "teacher_overrides",
 )
+
+log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
@@ -129,7 +133,7 @@ def quality(dataset: Dataset, device: torch.device) -> Quality:
     """
     if not isinstance(dataset, IdxImages):
         raise UserError(f"data={dataset.name}: its samples are no images, so no quality metrics")
-    return quality_of(dataset, features.load(features.weights_file(dataset.name), device))
+    return quality_of(dataset, features.load(tags.feature_weights(dataset.name), device))
 
 
 def experiment(
@@ -179,10 +183,39 @@ def experiment(
             seed=config["seed"],
             labels=labels,
             device=device,
+            judge=_judge(config, dataset, samplers, device),
         ),
         device=device,
         dtype=dtype,
         world=world,
+    )
+
+
+def _judge(
+    config: dict[str, Any], dataset: Dataset, samplers: dict[str, Sampler], device: torch.device
+) -> Judge | None:
+    """What measures the samples of the run; None where it is not to, or cannot."""
+    trainer = config["trainer"]
+    wanted = trainer["quality_images"] or trainer["final_quality_images"]
+    if not wanted or not isinstance(dataset, IdxImages):
+        return None
+    if not tags.quality_groups(config):
+        log.info(
+            "no quality metrics: there is no feature network for %s; `%s` makes one",
+            dataset.name,
+            features.train_command(dataset.name),
+        )
+        return None
+    return Judge(
+        quality=quality(dataset, device),
+        samplers=samplers,
+        images=trainer["quality_images"],
+        final_images=trainer["final_quality_images"],
+        seed=config["seed"],
+        num_classes=config["model"]["num_classes"],
+        image_shape=dataset.image_shape,
+        sigma_data=dataset.sigma_data,
+        device=device,
     )
 
 

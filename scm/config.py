@@ -304,6 +304,8 @@ class TrainerConfig:
     threads: int | None = MISSING
     log_every: int = MISSING
     evaluate_every: int = MISSING
+    quality_images: int = MISSING
+    final_quality_images: int = MISSING
     save_every: int = MISSING
     keep_checkpoints: int = MISSING
 
@@ -320,7 +322,7 @@ class Config:
     trainer: TrainerConfig = MISSING
     objective: ObjectiveConfig = MISSING
     seed: int = MISSING
-    optimized_metric: str = MISSING
+    optimized_metric: str | None = MISSING
 
 
 SCHEMAS: dict[tuple[str | None, str], type] = {

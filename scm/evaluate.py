@@ -18,8 +18,9 @@ from scm.config import Device, Precision
 from scm.data import Dataset
 from scm.errors import UserError
 from scm.files import write_json
-from scm.quality import NAMES, SMALLEST, Quality
+from scm.quality import Quality
 from scm.subjects import IMAGES, Machine, Subject, subjects_of
+from scm.tags import QUALITY, SMALLEST
 
 log = logging.getLogger(__name__)
 
@@ -123,7 +124,7 @@ def measured(subject: Subject, quality: Quality, machine: Machine) -> dict[str, 
         "model": str(subject.path),
         "n": subject.n,
         "seeds": subject.seeds,
-        "metrics": {name: spread([row[name] for row in rows]) for name in NAMES},
+        "metrics": {name: spread([row[name] for row in rows]) for name in QUALITY},
         "floor": floor,
         **subject.facts(),
         "objective": subject.config["objective"]["_target_"].rpartition(".")[2],
@@ -155,7 +156,7 @@ def table(result: dict[str, Any]) -> str:
     for name, measured in result["metrics"].items():
         std = f"{measured['std']:10.4f}" if measured["std"] is not None else f"{'-':>10}"
         floor = result["floor"][name]
-        lines.append(f"{name:24}{measured['mean']:10.4f}{std}{floor:10.4f}  {NAMES[name]}")
+        lines.append(f"{name:24}{measured['mean']:10.4f}{std}{floor:10.4f}  {QUALITY[name]}")
     if "teacher" in result:
         to_teacher = result["teacher"]
         lines.append(

@@ -1,4 +1,4 @@
-"""What a run shows of its EMA network: held-out loss, samples, the denoising strip.
+"""What a run shows of its EMA network: held-out loss, samples and their quality, the strip.
 
 Every input is fixed by the run's seed, so two evaluations differ by the weights alone. Knows
 nothing of training or of files.
@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from scm import pictures, rng, schedules, trigflow
 from scm.data import Dataset
+from scm.judge import Judge
 from scm.objectives import Draw, Objective
 from scm.samplers import Sampler, draw
 
@@ -43,16 +44,22 @@ class Evaluator:
     seed: int
     labels: bool  # whether the network is given the classes
     device: torch.device
+    judge: Judge | None  # of the samples' quality
 
     @torch.no_grad()
-    def __call__(self, net: nn.Module, step: int) -> Evaluation:
-        """Evaluate `net` (in eval mode) as it stands after `step` training steps."""
+    def __call__(self, net: nn.Module, step: int, *, final: bool) -> Evaluation:
+        """Evaluate `net` (in eval mode) as it stands after `step` training steps.
+
+        `final`: training is over, and quality is measured with many samples too.
+        """
         result = Evaluation()
         self._loss(net, step, result)
         self._loss_over_noise(net, step, result)
         self._denoising_strip(net, result)
         for name, sampler in self.samplers.items():
             self._samples(net, name, sampler, result)
+        if self.judge is not None:
+            result.metrics.update(self.judge(net, final=final))
         return result
 
     def _noised(self, n: int, t: Tensor, stream: str) -> Draw:

@@ -200,9 +200,9 @@ class Experiment:
                 f"objective.lr={self.config['objective']['lr']} or lengthen the warm-ups"
             )
 
-    def _evaluate(self) -> None:
+    def _evaluate(self, *, final: bool = False) -> None:
         step = self.state.step
-        result = self.evaluator(self.state.ema.net, step)
+        result = self.evaluator(self.state.ema.net, step, final=final)
         self.evaluated = result.metrics
         self.logger.scalars(step, result.metrics)
         for name, picture in result.pictures.items():
@@ -210,7 +210,7 @@ class Experiment:
             pictures.save_png(self.folder.samples / f"{name}_{step:08d}.png", picture)
 
     def _finish(self) -> None:
-        self._evaluate()
+        self._evaluate(final=True)
         self.logger.hparams(self._hparams(), self.evaluated)
         log.info("done: %s", self.folder.path)
 
@@ -269,7 +269,20 @@ class Experiment:
             "device": runtime.device_name(self.device),
             "processes": self.world.size,
             "metrics": self.evaluated,
+            "quality": self._quality(),
             **more,
+        }
+
+    def _quality(self) -> dict[str, Any] | None:
+        """What the quality metrics depend on beside the samples; None where there are none."""
+        judge = self.evaluator.judge
+        if judge is None:
+            return None
+        return {
+            "images": judge.images,
+            "final_images": judge.final_images,
+            "data_sha256": judge.quality.data_sha256,
+            "features_sha256": judge.quality.network.sha256,
         }
 
     def _hparams(self) -> dict[str, Any]:

@@ -19,7 +19,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from scm import distributed, validate
+from scm import distributed, tags, validate
 from scm.config import one_line, plain
 from scm.errors import UserError
 from scm.runfolder import RunFolder, Status, flatten
@@ -90,7 +90,7 @@ def check(config: dict[str, Any], folder: RunFolder) -> None:
 
 
 def main(cfg: DictConfig) -> float | None:
-    """The task of `run.py`: one run in Hydra's run folder; returns cfg.optimized_metric's value."""
+    """The task of `run.py`: one run in Hydra's run folder; returns the optimized metric's value."""
     hydra_cfg = HydraConfig.get()
     folder = RunFolder(Path(hydra_cfg.runtime.output_dir))
     try:
@@ -103,7 +103,7 @@ def main(cfg: DictConfig) -> float | None:
         raise
     if metrics["status"] == Status.stopped:
         sys.exit(128 + metrics["signal"])
-    return metrics["metrics"].get(cfg.optimized_metric)
+    return metrics["metrics"].get(tags.optimized_metric(plain(cfg)))
 
 
 def run(cfg: DictConfig, folder: RunFolder) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """The record of a run: metrics.jsonl and TensorBoard, the same numbers under the same tags.
 
-Tags stand in few fixed groups: train/ tangent/ eval/ perf/ samples/. Knows nothing of training.
+Tags stand in few fixed groups: train/ tangent/ eval/ quality/ final/ perf/
+samples/. Knows nothing of training.
 """
 
 import json

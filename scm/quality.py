@@ -21,6 +21,7 @@ from scm.errors import UserError
 from scm.features import FeatureNetwork
 from scm.files import write_json
 from scm.idx import REPOSITORY
+from scm.tags import SMALLEST
 
 log = logging.getLogger(__name__)
 
@@ -30,20 +31,7 @@ K, WIDE_K = (
     3,
     5,
 )  # of precision and recall (Kynkaanniemi 2019); of density and coverage (Naeem 2020)
-MEMORISATION_IMAGES = 2000  # whose nearest training images are looked for
-SMALLEST = 10  # images that can be judged at all
-NAMES = {  # what `Quality.measure` gives; lower is better but for those with +
-    "frechet_distance": "Frechet distance to the test images",
-    "frechet_distance_train": "Frechet distance to the training images",
-    "kid": "kernel distance (KID) to the test images",
-    "precision": "+ share of samples on the test images' manifold",
-    "recall": "+ share of test images on the samples' manifold",
-    "density": "+ test images' balls round a sample, 1 for equal distributions",
-    "coverage": "+ share of test images' balls that hold a sample",
-    "class_variation": "total variation between class histograms, training images' and samples'",
-    "confidence": "+ mean probability of the most probable class",
-    "memorisation": "+ median distance to the nearest training image, test images' is 1",
-}
+MEMORISATION_IMAGES = 1000  # whose nearest training images are looked for
 
 
 @dataclass(frozen=True)
@@ -132,7 +120,10 @@ class Quality:
         return floor
 
     def measure(self, images: Tensor) -> dict[str, float]:
-        """`NAMES` of uint8 images (N, C, H, W); UserError where they are too few or misshapen."""
+        """`scm.tags.QUALITY` of uint8 images (N, C, H, W).
+
+        Raises UserError where they are too few or of another shape.
+        """
         if images.shape[1:] != self.test.shape[1:] or images.dtype != torch.uint8:
             raise UserError(
                 f"images {images.dtype} {tuple(images.shape[1:])}: the data's are uint8 "

@@ -9,9 +9,11 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from scm.checkpoint import EMA_FILE
 from scm.errors import UserError
 from scm.runfolder import flatten
 
+FILES = (".safetensors", ".pt", ".npz")  # a run's folder may have a dot in its name
 SAME = ("data.sha256", "features.sha256")  # what makes two results comparable
 SHOWN = (
     *("precision", "recall", "density", "coverage"),
@@ -85,8 +87,11 @@ def row(result: dict[str, Any]) -> list[str]:
 
 
 def _name(path: Path) -> str:
-    """A run's name, also for a file in its checkpoints folder; else the file's."""
-    return path.parent.parent.name if path.parent.name == "checkpoints" else path.stem
+    """A run's name, before the file's where it is one of several in its checkpoints folder."""
+    if path.parent.name != "checkpoints":
+        return path.stem if path.suffix in FILES else path.name
+    run = path.parent.parent.name
+    return run if path.name == EMA_FILE else f"{run} {path.stem}"
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
+from scm import tags
 from scm.errors import UserError
 from scm.runfolder import flatten
 
@@ -36,6 +37,10 @@ POSITIVE = Range("a finite number above 0", lambda v: 0 < v < math.inf)
 AT_LEAST_0 = Range("a finite number of at least 0", lambda v: 0 <= v < math.inf)
 FINITE = Range("a finite number", math.isfinite)
 FRACTION = Range("a number in [0, 1]", lambda v: 0 <= v <= 1)
+JUDGED = Range(
+    f"0 (none) or a whole number of at least {tags.SMALLEST}",
+    lambda v: v == 0 or v >= tags.SMALLEST,
+)
 BELOW_1 = Range("a number in [0, 1)", lambda v: 0 <= v < 1)
 
 RANGES = {
@@ -88,6 +93,8 @@ RANGES = {
     "trainer.ema_rampup": POSITIVE,
     "trainer.threads": COUNT,
     "trainer.*_every": COUNT,
+    "trainer.quality_images": JUDGED,
+    "trainer.final_quality_images": JUDGED,
     "trainer.keep_checkpoints": COUNT,
 }
 
@@ -103,6 +110,7 @@ def check(config: dict[str, Any]) -> None:
     _check_weighting(config)
     _check_paths(config)
     _check_samplers(config)
+    _check_optimized_metric(config)
 
 
 def check_target(key: str, value: Any) -> None:
@@ -165,6 +173,14 @@ def _check_samplers(config: dict[str, Any]) -> None:
         raise UserError("sampler: none is chosen; use for example sampler=[one_step,two_step]")
     for name, sampler in config["sampler"].items():
         check_sampler(name, sampler, config["objective"])
+
+
+def _check_optimized_metric(config: dict[str, Any]) -> None:
+    metric, there = tags.optimized_metric(config), tags.available(config)
+    if metric not in there:
+        raise UserError(
+            f"optimized_metric={metric}: this run has none; there is: {', '.join(there)}"
+        )
 
 
 def check_sampler(name: str, sampler: dict[str, Any], objective: dict[str, Any]) -> None:

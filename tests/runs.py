@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 import yaml
 
-from scm import build, config, features, launch
+from scm import build, config, features, launch, tags
 from scm.data import Dataset
 from scm.experiment import Experiment
 from scm.quality import Quality
@@ -56,5 +56,5 @@ def mnist() -> Dataset:
 def small_quality(kept: Path, train: int = 2000, test: int = 1000) -> Quality:
     """The shipped feature network's, with the first images of MNIST as all that there are."""
     dataset = mnist()
-    network = features.load(features.weights_file("mnist"), torch.device("cpu"))
+    network = features.load(tags.feature_weights("mnist"), torch.device("cpu"))
     return Quality(dataset.train[:train], dataset.test[:test], network, kept)

@@ -59,6 +59,7 @@ def test_tab_completion_names_the_options():
         ["trainer.batch_size=many"],
         ["objective.tangent.norm=l3"],
         ["seed="],
+        ["optimized_metric=eval/fid"],
     ],
     ids=str,
 )

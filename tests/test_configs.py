@@ -81,6 +81,13 @@ def test_every_sweep_composes(path):
             ["trainer.compile=cuda_graphs", "trainer.micro_batch_size=8"],
             "trainer.compile=cuda_graphs: its graphs reuse the memory",
         ),
+        (["trainer.quality_images=5"], r"trainer.quality_images=5: must be 0 \(none\) or a whole"),
+        (["trainer.final_quality_images=9"], "trainer.final_quality_images=9: must be 0"),
+        (
+            ["optimized_metric=fid"],
+            "optimized_metric=fid: this run has none; there is: eval/loss, ",
+        ),
+        (["optimized_metric=final/heun/kid"], "final/heun/kid: this run has none"),
         (["model.time_embedding.dim=3"], "model.time_embedding.dim=3: must be an even number"),
     ],
 )

@@ -8,8 +8,8 @@ import torch
 from runs import TINY, small_quality, trained
 
 from scm import build, checkpoint, evaluate, results, sample, subjects
-from scm.quality import NAMES
 from scm.samplers import ConsistencySteps, Heun, noise_blocks
+from scm.tags import QUALITY
 
 TWO_STEPS = (*TINY["unet_small"], "trainer.budget.steps=2", "trainer.log_every=1")
 SMALL = ("-n", "30", "--seeds", "2", "--precision", "fp32")
@@ -60,7 +60,7 @@ def test_a_run_is_measured_with_all_its_samplers(student, teacher, judge, capsys
     files = sorted(path.name for path in (student / "evaluation").iterdir())
     assert files == ["one_step-n30.json", "two_step-n30.json"]
     result = read(student / "evaluation" / "two_step-n30.json")
-    assert set(result["metrics"]) == set(result["floor"]) == set(NAMES)
+    assert set(result["metrics"]) == set(result["floor"]) == set(QUALITY)
     distance = result["metrics"]["frechet_distance"]
     assert len(distance["values"]) == 2 and distance["values"][0] != distance["values"][1]
     assert distance["mean"] == pytest.approx(np.mean(distance["values"]))
@@ -136,7 +136,7 @@ def test_an_npz_file_gives_what_its_model_gives(teacher, tmp_path):
     evaluate.main([str(teacher), *SMALL, "--sampler", "heun", "steps=2", "--out", str(model)])
     from_file, from_model = read(tmp_path / "samples-n30.json"), read(model)
     assert from_file["seeds"] == [1] and from_file["calls"] == 3
-    for name in NAMES:
+    for name in QUALITY:
         both = from_file["metrics"][name], from_model["metrics"][name]
         assert both[0]["mean"] == pytest.approx(both[1]["values"][1], rel=1e-9)
         assert both[0]["std"] is None
@@ -164,10 +164,10 @@ def test_mistakes_are_one_line_before_any_work(teacher, tmp_path, capsys):
 
 
 def result_of(**more):
-    measured = {name: {"mean": 2.0, "std": 0.5, "values": [1.5, 2.5]} for name in NAMES}
+    measured = {name: {"mean": 2.0, "std": 0.5, "values": [1.5, 2.5]} for name in QUALITY}
     return {
         **{"model": "outputs/a/checkpoints/ema.safetensors", "title": "two_step", "calls": 2},
-        **{"n": 10_000, "seeds": [0, 1], "metrics": measured, "floor": dict.fromkeys(NAMES, 0.5)},
+        **{"n": 10_000, "seeds": [0, 1], "metrics": measured, "floor": dict.fromkeys(QUALITY, 0.5)},
         **{"data": {"sha256": "d"}, "features": {"sha256": "f"}},
         **more,
     }
@@ -178,6 +178,13 @@ def test_the_results_table_is_markdown():
     cells = dict(zip(heads.split(" | "), row.split(" | "), strict=True))
     assert cells["FD"] == "2.00 ± 0.50" and cells["FD / floor"] == "4.0" and cells["n"] == "10,000"
     assert row.startswith("| a | two_step | 2 |")
+    for model, shown in (
+        ("outputs/b", "b"),
+        ("outputs/lr0.1", "lr0.1"),
+        ("outputs/b/checkpoints/step-00000009.pt", "b step-00000009"),
+        ("pretrained/mnist_scd.safetensors", "mnist_scd"),
+    ):
+        assert results.row(result_of(model=model))[0] == shown
 
 
 def test_results_that_cannot_be_compared_are_refused(tmp_path, capsys):

@@ -7,12 +7,12 @@ import pytest
 import torch
 from runs import mnist
 
-from scm import checkpoint, features, rng
+from scm import checkpoint, features, rng, tags
 from scm.data import to_uint8
 from scm.errors import UserError
 from scm.features import __main__ as command
 
-SHIPPED = features.weights_file("mnist")
+SHIPPED = tags.feature_weights("mnist")
 CPU = torch.device("cpu")
 
 

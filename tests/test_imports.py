@@ -15,6 +15,7 @@ LAYERS = (
     ("scm", "scm.config", "scm.errors", "scm.files"),
     (
         "scm.rng",
+        "scm.tags",
         "scm.trigflow",
         "scm.schedules",
         "scm.weighting",
@@ -38,7 +39,7 @@ LAYERS = (
         "scm.pictures",
     ),
     ("scm.features", "scm.metrics"),
-    ("scm.train", "scm.evaluator", "scm.quality"),
+    ("scm.train", "scm.evaluator", "scm.judge", "scm.quality"),
     ("scm.experiment",),
     ("scm.build",),
     (

@@ -11,7 +11,7 @@ from torchvision.transforms.functional import gaussian_blur
 from scm import quality
 from scm.data import to_float, to_uint8
 from scm.errors import UserError
-from scm.quality import NAMES
+from scm.tags import QUALITY
 
 
 @pytest.fixture(scope="module")
@@ -34,6 +34,7 @@ def worse(images, kind, amount):
     return to_uint8(gaussian_blur(x, 9, amount))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("kind", "amounts"), [("noise", (0.05, 0.1, 0.2)), ("blur", (0.7, 1.0, 1.5))]
 )
@@ -67,7 +68,7 @@ def test_dropped_modes_have_worse_numbers(judge, real):
 
 def test_real_images_are_near_the_floor(judge, real):
     measured, floor = judge.measure(real), judge.floor(800)
-    assert set(measured) == set(floor) == set(NAMES)
+    assert set(measured) == set(floor) == set(QUALITY)
     assert measured["frechet_distance"] < 2 * floor["frechet_distance"]
     assert measured["memorisation"] == pytest.approx(1, abs=0.15)
     assert floor["memorisation"] == pytest.approx(1, abs=0.15)

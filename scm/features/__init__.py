@@ -15,7 +15,6 @@ from scm import checkpoint
 from scm.data import to_float
 from scm.errors import UserError
 
-FOLDER = Path(__file__).resolve().parent.parent.parent / "pretrained"
 LAYER = "ReLU after the first linear layer"
 BATCH = 500  # images at once
 
@@ -88,11 +87,6 @@ class FeatureNetwork:
             features.append(h.cpu())
             probabilities.append(logits.softmax(1).cpu())
         return Seen(torch.cat(features), torch.cat(probabilities))
-
-
-def weights_file(data_name: str) -> Path:
-    """Where the feature network of a data set stands."""
-    return FOLDER / f"features_{data_name}.safetensors"
 
 
 def train_command(data_name: str) -> str:

@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from scm import build, checkpoint, features, rng, runtime
+from scm import build, checkpoint, features, rng, runtime, tags
 from scm.config import Device, composed
 from scm.data import Dataset, IdxImages
 from scm.errors import UserError
@@ -67,7 +67,7 @@ def main(argv: list[str] | None = None) -> None:
 def make(arguments: argparse.Namespace) -> None:
     """Train what `arguments` (of `parser`) ask for and write it with what is known of it."""
     name, *changes = arguments.data
-    out = arguments.out or features.weights_file(name)
+    out = arguments.out or tags.feature_weights(name)
     if out.exists() and not arguments.overwrite:
         raise UserError(f"{out}: exists; name another file, or add --overwrite")
     if arguments.epochs < 1:

@@ -1,0 +1,70 @@
+"""Which numbers the evaluation of a run gives, by tag, known from its config alone. No torch.
+
+So a metric that does not exist is refused before training rather than missed after it.
+"""
+
+from pathlib import Path
+from typing import Any
+
+PRETRAINED = Path(__file__).resolve().parent.parent / "pretrained"
+SMALLEST = 10  # images that can be judged at all
+QUALITY = {  # what `scm.quality` measures; + where higher is better
+    "frechet_distance": "Frechet distance to the test images",
+    "frechet_distance_train": "Frechet distance to the training images",
+    "kid": "kernel distance (KID) to the test images",
+    "precision": "+ share of samples on the test images' manifold",
+    "recall": "+ share of test images on the samples' manifold",
+    "density": "+ test images' balls round a sample, 1 for equal distributions",
+    "coverage": "+ share of test images' balls that hold a sample",
+    "class_variation": "total variation between class histograms, training images' and samples'",
+    "confidence": "+ mean probability of the most probable class",
+    "memorisation": "+ median distance to the nearest training image, test images' is 1",
+}
+LOSS = "eval/loss"
+HEADLINE = "frechet_distance"
+
+
+def feature_weights(data_name: str) -> Path:
+    """Where the feature network of a data set stands."""
+    return PRETRAINED / f"features_{data_name}.safetensors"
+
+
+def quality_groups(config: dict[str, Any]) -> list[str]:
+    """Tag groups of quality metrics that this run has: `quality` at intervals, `final` once.
+
+    None where no feature network for its data is there.
+    """
+    trainer = config["trainer"]
+    wanted = {"quality": trainer["quality_images"], "final": trainer["final_quality_images"]}
+    if not feature_weights(config["data"]["name"]).exists():
+        return []
+    return [group for group, images in wanted.items() if images]
+
+
+def available(config: dict[str, Any]) -> list[str]:
+    """Tags of all numbers that the run's last evaluation will have."""
+    samplers = list(config["sampler"])
+    plain = ("calls", "images_per_second", "mean", "std")
+    return [
+        LOSS,
+        "eval/error",
+        *(f"eval/{sampler}/{name}" for sampler in samplers for name in plain),
+        *(
+            f"{group}/{sampler}/{name}"
+            for group in quality_groups(config)
+            for sampler in [*samplers, "floor"]
+            for name in QUALITY
+        ),
+    ]
+
+
+def optimized_metric(config: dict[str, Any]) -> str:
+    """The tag that a sweeper minimises: the one named, or the first sampler's Frechet distance.
+
+    The held-out loss where quality is not measured: it says little of a consistency model, whose
+    target moves, but it is always there.
+    """
+    if config["optimized_metric"] is not None:
+        return config["optimized_metric"]
+    groups = quality_groups(config)
+    return f"{groups[0]}/{next(iter(config['sampler']))}/{HEADLINE}" if groups else LOSS
