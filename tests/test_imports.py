@@ -16,6 +16,7 @@ LAYERS = (
     (
         "scm.rng",
         "scm.trigflow",
+        "scm.exact",
         "scm.schedules",
         "scm.weighting",
         "scm.idx",
@@ -36,11 +37,12 @@ LAYERS = (
         "scm.checkpoint",
         "scm.logger",
         "scm.pictures",
+        "scm.plots",
     ),
-    ("scm.train", "scm.evaluate"),
+    ("scm.train", "scm.trajectories", "scm.toy", "scm.evaluate"),
     ("scm.experiment",),
     ("scm.build",),
-    ("scm.launch", "scm.sample", "scm.benchmark"),
+    ("scm.launch", "scm.sample", "scm.diagnose", "scm.benchmark"),
     ("run",),
 )
 LAYER = {module: level for level, layer in enumerate(LAYERS) for module in layer}
