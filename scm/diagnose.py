@@ -45,7 +45,9 @@ def parser() -> argparse.ArgumentParser:
         "--teacher", help="a diffusion model whose ODE to follow (default: the run's own teacher)"
     )
     p.add_argument("-n", type=int, default=16, help="trajectories (default: %(default)s)")
-    p.add_argument("--steps", type=int, default=40, help="times on each (default: %(default)s)")
+    p.add_argument(
+        "--steps", type=int, default=20, help="of the Karras grid; as many even times join them"
+    )
     p.add_argument("--seed", type=int, default=0, help="of the noises (default: %(default)s)")
     p.add_argument("--label", type=int, help="class of a conditional model (default: 0)")
     p.add_argument("--out", type=Path, help=f"folder to write into (default: the run's {OUT}/)")
@@ -71,11 +73,11 @@ def diagnose(arguments: argparse.Namespace) -> None:
     device = runtime.find_device(Device[arguments.device])
     looked_at = subject(arguments, device)
     path, sigma_data = looked_at.path, looked_at.trained.sigma_data
-    points = trajectories.states(path, looked_at.start, looked_at.heun.times)
+    points = trajectories.states(path, looked_at.start, looked_at.times)
     measured = trajectories.measure(
         looked_at.trained.net,
         path,
-        tqdm(points, total=arguments.steps + 1, unit="time", desc="diagnose"),
+        tqdm(points, total=len(looked_at.times), unit="time", desc="diagnose"),
         step=STEP,
         label=looked_at.label,
         sigma_data=sigma_data,
@@ -86,9 +88,11 @@ def diagnose(arguments: argparse.Namespace) -> None:
         pictures.save_png(out / f"{tag}.png", picture)
         logger.picture(0, tag, picture)
     logger.close()
-    facts = {"model": arguments.model, "path": looked_at.name, "n": arguments.n}
+    facts = {"model": arguments.model, "teacher": looked_at.teacher, "path": looked_at.name}
     numbers = records(measured, sigma_data, is_ode=path.is_ode)
-    write_json(out / f"{OUT}.json", {**facts, "seed": arguments.seed, "times": numbers})
+    write_json(
+        out / f"{OUT}.json", {**facts, "n": arguments.n, "seed": arguments.seed, "times": numbers}
+    )
 
 
 def records(
@@ -118,8 +122,9 @@ class Subject:
     path: trajectories.Path
     name: str  # of the path, in words
     start: Tensor  # (n, C, H, W) x_T
-    heun: Heun  # its times, and its steps on a learned ODE
+    times: list[float]  # falling from T to 0
     label: Tensor | None  # (n,) classes of a conditional model
+    teacher: str | None  # the file or folder of the model whose ODE it is, unless its own
 
 
 def subject(arguments: argparse.Namespace, device: torch.device) -> Subject:
@@ -140,7 +145,7 @@ def subject(arguments: argparse.Namespace, device: torch.device) -> Subject:
     path: trajectories.Path
     if teacher:
         net = build.velocity_model(teacher, "--teacher", config, device, torch.float32).net
-        path, name = LearnedOde(net, label, heun), f"the ODE of {teacher}"
+        path, name = LearnedOde(net, label, heun), "the teacher's ODE"
     elif is_diffusion(config):
         path, name = LearnedOde(trained.net, label, heun), "the model's own ODE"
     elif dataset and dataset.exact and label is None:
@@ -151,7 +156,8 @@ def subject(arguments: argparse.Namespace, device: torch.device) -> Subject:
         path, name = Pairs(x0.to(device), noises), "lines between data and noise"
         label = None if label is None else own.to(device)
         noises = path.move(noises, 0.0, heun.times[0])
-    return Subject(trained, dataset, path, name, noises, heun, label)
+    times = trajectories.fine_times(heun)
+    return Subject(trained, dataset, path, name, noises, times, label, teacher)
 
 
 def is_diffusion(config: dict[str, Any]) -> bool:

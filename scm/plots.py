@@ -85,7 +85,7 @@ def over_time(t: Tensor, panels: list[Panel], title: str) -> np.ndarray:
         axis.set(xlabel=TIME, ylabel=panel.ylabel, title=panel.title)
         axis.set_yscale("log" if panel.logarithmic else "linear")
         axis.grid(**GRID)
-        axis.legend(frameon=False)
+        axis.legend(framealpha=0.9)
     return _render(figure)
 
 

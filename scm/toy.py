@@ -21,8 +21,8 @@ from scm.trajectories import ExactOde, LearnedOde, Tangents, start_noises, state
 DrawTimes = Callable[..., Tensor]  # (n, generator, device) -> (n,) times of the proposal
 POINTS = 4096  # of every error: its own spread is then about a hundredth
 LINES = 15  # trajectories in a picture
-TIMES = 80  # of a trajectory, and of a map
-PLACES = 96  # x values of a map
+TIMES = 64  # of a trajectory, and of a map
+PLACES = 80  # x values of a map
 REACH = 3.0  # a map shows |x| up to this many sigma_data
 T_MAX = float(np.arctan(80 / 0.5))  # where sampling starts (Lu & Song 2025)
 UNITS = "the data's units"

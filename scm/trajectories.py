@@ -109,6 +109,15 @@ def filled(x: Tensor, t: float) -> Tensor:
     return torch.full((len(x),), t, device=x.device, dtype=x.dtype)
 
 
+def fine_times(heun: Heun) -> list[float]:
+    """The scheme's own times, on which it is accurate, and as many even ones, so that none is far.
+
+    Falling from its first to 0.
+    """
+    even = torch.linspace(heun.times[0], 0, len(heun.times), dtype=torch.float64)
+    return sorted({*heun.times, *even.tolist()}, reverse=True)
+
+
 def states(path: Path, x: Tensor, times: list[float]) -> Iterator[tuple[float, Tensor]]:
     """(t, x_t) at all `times`, falling, of the paths that begin with x at the first."""
     yield times[0], x
