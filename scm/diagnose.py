@@ -30,6 +30,7 @@ from scm.trajectories import ExactOde, LearnedOde, Measured, Pairs
 
 OUT = "diagnostics"  # the folder in the run's, and the numbers' file in it
 GRID = {"sigma_min": 0.002, "sigma_max": 80.0, "rho": 7.0}  # Karras et al. 2022
+LARGEST = 4096  # trajectories, which are followed all at once, and times
 STEP = 0.01  # radians between the two ends of the discrete difference
 
 
@@ -49,7 +50,7 @@ def parser() -> argparse.ArgumentParser:
         "--steps", type=int, default=20, help="of the Karras grid; as many even times join them"
     )
     p.add_argument("--seed", type=int, default=0, help="of the noises (default: %(default)s)")
-    p.add_argument("--label", type=int, help="class of a conditional model (default: 0)")
+    p.add_argument("--label", type=int, help="class that a conditional model is to make (0)")
     p.add_argument("--out", type=Path, help=f"folder to write into (default: the run's {OUT}/)")
     p.add_argument("--device", choices=[d.name for d in Device], default="auto")
     p.add_argument("--overwrite", action="store_true", help="replace files that exist")
@@ -152,6 +153,8 @@ def subject(arguments: argparse.Namespace, device: torch.device) -> Subject:
         path, name = ExactOde(dataset.exact), "the exact ODE"
     else:
         assert dataset is not None
+        if arguments.label is not None:
+            raise UserError(f"--label {arguments.label}: without a teacher, images have their own")
         x0, own = dataset.test_batch(arguments.n)
         path, name = Pairs(x0.to(device), noises), "lines between data and noise"
         label = None if label is None else own.to(device)
@@ -177,9 +180,10 @@ def _teacher_of(arguments: argparse.Namespace, config: dict[str, Any]) -> str | 
 
 
 def _out_folder(arguments: argparse.Namespace) -> Path:
-    for option, least in (("n", 2), ("steps", 2)):
-        if getattr(arguments, option) < least:
-            raise UserError(f"{option}={getattr(arguments, option)}: must be at least {least}")
+    for option in ("n", "steps"):
+        if not 2 <= getattr(arguments, option) <= LARGEST:
+            value = getattr(arguments, option)
+            raise UserError(f"{option}={value}: must be at least 2 and at most {LARGEST}")
     model = Path(arguments.model)
     if arguments.out is None and model.is_file():
         raise UserError(f"{model}: a file; name the folder to write into with --out")

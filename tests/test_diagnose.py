@@ -24,6 +24,7 @@ def runs(tmp_path_factory):
     short = ("trainer.budget.steps=1", "trainer.evaluate_every=9", *TINY["unet_small"])
     trained(folder / "teacher", *short, "objective=diffusion", "sampler.heun.steps=2")
     trained(folder / "sct", *short)
+    trained(folder / "conditional", *short, "model.num_classes=10")
     trained(
         folder / "scd",
         *short,
@@ -45,6 +46,7 @@ def diagnosed(run, out, *arguments):
     [
         ("teacher", (), "the model's own ODE"),
         ("sct", (), "lines between data and noise"),
+        ("conditional", (), "lines between data and noise"),
         ("sct", ("--teacher",), "the teacher's ODE"),
         ("scd", (), "the teacher's ODE"),
         ("toy", (), "the exact ODE"),
@@ -109,6 +111,7 @@ def test_the_default_folder_is_the_runs_and_is_not_overwritten_unasked(runs, cap
         (["RUNS/sct", "--teacher", "RUNS/scd"], "--teacher=RUNS/scd: a consistency model"),
         (["RUNS/toy", "--teacher", "RUNS/teacher"], "--teacher=RUNS/teacher: trained with data."),
         (["RUNS/sct", "-n", "1"], "n=1: must be at least 2"),
+        (["RUNS/conditional", "--label", "3"], "--label 3: without a teacher"),
         (["RUNS/sct", "--label", "3"], "--label 3: the model is unconditional"),
     ],
 )
