@@ -234,19 +234,26 @@ def _objective(
     }
     init = settings.get("init")
     if teacher:
-        distilled = _fitting(teacher, "objective.teacher", config, device, dtype)
-        if "tangent" in distilled.config["objective"]:
-            raise UserError(
-                f"objective.teacher={teacher}: a consistency model, so not a velocity to distil; "
-                "train one with objective=diffusion"
-            )
-        parts["teacher"] = distilled.net
+        parts["teacher"] = velocity_model(teacher, "objective.teacher", config, device, dtype).net
         init = teacher if init == FROM_TEACHER else init
     if init is not None:
         start = _fitting(init, "objective.init", config, device, dtype)
         load_weights(net, start.net.state_dict(), f"objective.init={init}")
     arguments = {key: value for key, value in settings.items() if key not in NOT_ARGUMENTS}
     return construct(Objective, "objective", arguments, **parts)
+
+
+def velocity_model(
+    path: str, key: str, config: dict[str, Any], device: torch.device, dtype: torch.dtype
+) -> Trained:
+    """A trained diffusion network for this run's data and classes; `key` names it in errors."""
+    trained = _fitting(path, key, config, device, dtype)
+    if "tangent" in trained.config["objective"]:
+        raise UserError(
+            f"{key}={path}: a consistency model, so not a velocity to distil; "
+            "train one with objective=diffusion"
+        )
+    return trained
 
 
 def _fitting(

@@ -232,7 +232,7 @@ class SCDConfig(ConsistencyConfig):
 
 @dataclass
 class WeightingConfig(Targeted):
-    """unit, inv_sigma, no_prior."""
+    """unit, inv_sigma, no_prior, sin_tangent."""
 
     sigma_data: float = MISSING
 

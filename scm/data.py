@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from scm.errors import UserError
+from scm.exact import Mixture
 from scm.idx import IdxFolder, IdxSource
 from scm.rng import generator
 
@@ -43,6 +44,7 @@ class Dataset(ABC):
     image_shape: tuple[int, int, int]  # (channels, height, width)
     num_classes: int
     sigma_data: float  # the configured one, which the whole method uses
+    exact: Mixture | None = None  # the closed forms of an unconditional model, where there are any
 
     @abstractmethod
     def batch(self, seed: int, step: int, batch_size: int) -> Batch:
@@ -191,7 +193,10 @@ class Bimodal(Dataset):
     Attributes:
         scaled_means: the two components' means after scaling.
         scaled_std: the standard deviation of each after scaling.
+        exact: denoiser, ODE and consistency function of this distribution.
     """
+
+    exact: Mixture
 
     def __init__(
         self,
@@ -219,6 +224,7 @@ class Bimodal(Dataset):
         scale = sigma_data / (mean**2 + std**2) ** 0.5
         self.scaled_means = (-mean * scale, mean * scale)
         self.scaled_std = std * scale
+        self.exact = Mixture(mean=mean * scale, std=std * scale, sigma_data=sigma_data)
         self.device = torch.device("cpu")
         self._check_sigma_data(sigma_data_tolerance)
 

@@ -16,6 +16,7 @@ from scm.data import Dataset
 from scm.judge import Judge
 from scm.objectives import Draw, Objective
 from scm.samplers import Sampler, draw
+from scm.toy import Toy
 
 GRID_IMAGES = 64
 GRID_COLUMNS = 8
@@ -58,6 +59,12 @@ class Evaluator:
         self._denoising_strip(net, result)
         for name, sampler in self.samplers.items():
             self._samples(net, name, sampler, result)
+        if self.dataset.exact is not None and not self.labels:
+            name, velocity = self.objective.name, self.objective.learns_velocity
+            toy = Toy(self.dataset.exact, name, velocity, self.seed, self.device)
+            times = self.objective.draw_times
+            result.metrics.update(toy.metrics(net, self.samplers, self.dataset, times))
+            result.pictures.update(toy.pictures(net))
         if self.judge is not None:
             result.metrics.update(self.judge(net, final=final))
         return result

@@ -22,6 +22,12 @@ class Sampler(ABC):
     """Turns noise into images with a fixed number of network calls."""
 
     uses_velocity: bool  # true where the network must be a velocity field, as a diffusion model is
+    times: list[float]  # radians, falling; sampling starts at the first
+
+    @property
+    @abstractmethod
+    def follows_start(self) -> bool:
+        """True where the first noise alone decides the image, as it does along the ODE."""
 
     @property
     @abstractmethod
@@ -53,6 +59,11 @@ class ConsistencySteps(Sampler):
         self.sigma_data = sigma_data
 
     @property
+    def follows_start(self) -> bool:
+        """With one step; every further one draws noise."""
+        return len(self.times) == 1
+
+    @property
     def calls(self) -> int:
         """One per time."""
         return len(self.times)
@@ -73,6 +84,7 @@ class OdeSampler(Sampler):
     """Integrates the PF-ODE dx/dt = sigma_data F from the Karras grid's top down to 0."""
 
     uses_velocity = True
+    follows_start = True
 
     def __init__(
         self, *, steps: int, sigma_min: float, sigma_max: float, rho: float, sigma_data: float

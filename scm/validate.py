@@ -16,6 +16,10 @@ from scm.errors import UserError
 from scm.runfolder import flatten
 
 TARGET_PREFIXES = ("scm.", "torch.optim.")
+TANGENT_WEIGHTINGS = {  # those whose changes_tangent is true, and their options' names
+    "scm.weighting.NoPrior": "no_prior",
+    "scm.weighting.SinTangent": "sin_tangent",
+}
 VELOCITY_SAMPLERS = ("scm.samplers.Ddim", "scm.samplers.Heun")  # those whose uses_velocity is true
 
 
@@ -144,10 +148,10 @@ def _check_compile(trainer: dict[str, Any]) -> None:
 
 def _check_weighting(config: dict[str, Any]) -> None:
     weighting, objective = config["weighting"]["_target_"], config["objective"]
-    if weighting == "scm.weighting.NoPrior" and "tangent" not in objective:
+    if weighting in TANGENT_WEIGHTINGS and "tangent" not in objective:
         raise UserError(
-            "weighting=no_prior: changes the tangent, and objective=diffusion has none; "
-            "use weighting=unit or weighting=inv_sigma"
+            f"weighting={TANGENT_WEIGHTINGS[weighting]}: changes the tangent, and "
+            "objective=diffusion has none; use weighting=unit or weighting=inv_sigma"
         )
 
 

@@ -5,7 +5,9 @@ df/dt, which is Algorithm 1's g. So g already contains it, and:
 
 - `Unit`: nothing more, the paper's Algorithm 1;
 - `InverseSigma`: another 1/sigma on the squared error, as the seed, Sana-Sprint and FastGen have
-it; - `NoPrior`: the tangent times sigma, which takes the paper's prior out again.
+  it;
+- `NoPrior`: the tangent times sigma, which takes the paper's prior out again;
+- `SinTangent`: the tangent times tan(t), the seed's variant of that.
 
 This module knows no network.
 """
@@ -65,6 +67,19 @@ class NoPrior(Unit):
     def on_tangent(self, t: Tensor) -> Tensor:
         """sigma = sigma_data tan(t)."""
         return trigflow.sigma_from_time(t, self.sigma_data)
+
+
+class SinTangent(Unit):
+    """The seed's toy: sin(t) for one cos(t) of the tangent, g' = tan(t) g = sin(t) df/dt.
+
+    It is `NoPrior` divided by sigma_data: another c in the normalisation, else the same.
+    """
+
+    changes_tangent = True
+
+    def on_tangent(self, t: Tensor) -> Tensor:
+        """tan(t)."""
+        return torch.tan(t)
 
 
 def adaptive_loss(error: Tensor, w: Tensor) -> Tensor:

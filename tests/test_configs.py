@@ -6,7 +6,7 @@ from fnmatch import fnmatchcase
 import pytest
 import yaml
 
-from scm import config, samplers, validate
+from scm import config, samplers, validate, weighting
 from scm.config import CONF
 from scm.errors import UserError
 from scm.runfolder import flatten
@@ -68,6 +68,10 @@ def test_every_sweep_composes(path):
         (["objective=scd"], "objective.teacher=null.*python run.py objective=diffusion"),
         (["objective=sct", "objective.init=nowhere"], "objective.init=nowhere: no such file"),
         (["objective=diffusion", "weighting=no_prior"], "weighting=no_prior: changes the tangent"),
+        (
+            ["objective=diffusion", "ablation=sin_tangent"],
+            "weighting=sin_tangent: changes the tangent",
+        ),
         (["sampler=heun"], "sampler=heun: integrates the ODE"),
         (["sampler=[]"], "sampler: none is chosen"),
         (
@@ -124,6 +128,16 @@ def test_validate_knows_the_samplers_that_need_a_velocity():
         if getattr(kind, "uses_velocity", False) and not inspect.isabstract(kind)
     }
     assert velocity == set(validate.VELOCITY_SAMPLERS)
+
+
+def test_validate_knows_the_weightings_that_change_the_tangent():
+    kinds = [kind for _, kind in inspect.getmembers(weighting, inspect.isclass)]
+    changing = {
+        f"{kind.__module__}.{kind.__name__}"
+        for kind in kinds
+        if getattr(kind, "changes_tangent", False)
+    }
+    assert changing == set(validate.TANGENT_WEIGHTINGS)
 
 
 def test_every_range_is_about_a_key_that_exists():

@@ -65,6 +65,13 @@ def test_the_toy_trains(objective, tmp_path):
         *TWO_STEPS,
     )
     assert metrics["status"] == "done"
+    measured = {tag for tag in metrics["metrics"] if tag.startswith("eval/toy/")}
+    learned, made = {"sct": ("consistency", "one_step"), "diffusion": ("denoiser", "heun")}[
+        objective
+    ]
+    assert measured == {f"eval/toy/{learned}_rms", f"eval/toy/{made}_rms"}
+    drawn = {path.name for path in (tmp_path / "run" / "samples").glob("toy_*")}
+    assert f"toy_{learned}_00000002.png" in drawn and len(drawn) == 3
 
 
 @pytest.mark.slow

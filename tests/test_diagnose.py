@@ -1,0 +1,130 @@
+"""`python -m scm.diagnose` on tiny runs: what it follows, what it writes, its mistakes."""
+
+import json
+import math
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from runs import TINY, trained
+
+from scm import diagnose
+from scm.trajectories import Measured
+
+IMAGE_FILES = {"gradient_map.png", "tangent_over_time.png"}
+TOY_FILES = {"toy_trajectories.png", "toy_consistency.png", "toy_tangent.png"}
+STEPS = 4
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    """A teacher, a run of each consistency objective, and a toy's, of one step each."""
+    folder = tmp_path_factory.mktemp("runs")
+    short = ("trainer.budget.steps=1", "trainer.evaluate_every=9", *TINY["unet_small"])
+    trained(folder / "teacher", *short, "objective=diffusion", "sampler.heun.steps=2")
+    trained(folder / "sct", *short)
+    trained(folder / "conditional", *short, "model.num_classes=10")
+    trained(
+        folder / "scd",
+        *short,
+        "objective=scd",
+        f"objective.teacher={folder / 'teacher'}",
+        teacher=folder / "teacher",
+    )
+    trained(folder / "toy", *short[:2], "data=bimodal", *TINY["mlp"])
+    return folder
+
+
+def diagnosed(run, out, *arguments):
+    diagnose.main([str(run), "--out", str(out), "-n", "3", "--steps", str(STEPS), *arguments])
+    return json.loads((out / "diagnostics.json").read_text())
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments", "path"),
+    [
+        ("teacher", (), "the model's own ODE"),
+        ("sct", (), "lines between data and noise"),
+        ("conditional", (), "lines between data and noise"),
+        ("sct", ("--teacher",), "the teacher's ODE"),
+        ("scd", (), "the teacher's ODE"),
+        ("toy", (), "the exact ODE"),
+    ],
+)
+def test_what_is_followed_and_written(runs, name, arguments, path, tmp_path):
+    if arguments:
+        arguments = ("--teacher", str(runs / "teacher"))
+    found = diagnosed(runs / name, tmp_path / "out", *arguments)
+    assert (found["path"], found["n"], found["seed"]) == (path, 3, 0)
+    assert found["teacher"] == (str(runs / "teacher") if path == "the teacher's ODE" else None)
+    times = [record["t"] for record in found["times"]]
+    assert times == sorted(times, reverse=True) and len(times) == 2 * STEPS - 1
+    for record in found["times"]:
+        assert record["sigma"] == pytest.approx(0.5 * math.tan(record["t"]), rel=1e-5)
+        assert 0 < record["tangent_rms_jvp"] < 10 and record["relative_difference"] < 0.2
+        assert (record["consistency_rms"] is None) == (path == "lines between data and noise")
+
+    pictures = {file.name for file in (tmp_path / "out").glob("*.png")}
+    assert pictures == IMAGE_FILES | (TOY_FILES if name == "toy" else set())
+    for file in pictures:
+        picture = np.asarray(Image.open(tmp_path / "out" / file))
+        assert picture.shape[2] == 3 and len(np.unique(picture.reshape(-1, 3), axis=0)) > 50
+    assert list((tmp_path / "out").glob("events.*"))
+
+
+def test_numbers_are_pooled_over_images():
+    """Root mean squares over images of root mean squares over pixels, one record per time."""
+    column = torch.tensor([[3.0, 4.0]])
+    found = Measured(
+        t=torch.tensor([math.pi / 4]),
+        jvp=column,
+        discrete=2 * column,
+        difference=0.1 * column,
+        from_end=torch.tensor([[1.0, 7.0]]),
+    )
+    (record,) = diagnose.records(found, 0.5, is_ode=True)
+    assert record == {
+        "t": pytest.approx(math.pi / 4),
+        "sigma": pytest.approx(0.5),
+        "tangent_rms_jvp": pytest.approx(math.sqrt(12.5)),
+        "tangent_rms_discrete": pytest.approx(2 * math.sqrt(12.5)),
+        "relative_difference": pytest.approx(0.1),
+        "consistency_rms": pytest.approx(5.0),
+    }
+
+
+def test_the_default_folder_is_the_runs_and_is_not_overwritten_unasked(runs, capsys):
+    arguments = [str(runs / "sct"), "-n", "2", "--steps", "2"]
+    diagnose.main(arguments)
+    assert (runs / "sct" / "diagnostics" / "diagnostics.json").exists()
+    with pytest.raises(SystemExit):
+        diagnose.main(arguments)
+    assert "--overwrite" in capsys.readouterr().err
+    diagnose.main([*arguments, "--overwrite"])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["RUNS/nowhere"], "no such file or folder"),
+        (["RUNS/sct", "--teacher", "RUNS/scd"], "--teacher=RUNS/scd: a consistency model"),
+        (["RUNS/toy", "--teacher", "RUNS/teacher"], "--teacher=RUNS/teacher: trained with data."),
+        (["RUNS/sct", "-n", "1"], "n=1: must be at least 2"),
+        (["RUNS/conditional", "--label", "3"], "--label 3: without a teacher"),
+        (["RUNS/sct", "--label", "3"], "--label 3: the model is unconditional"),
+    ],
+)
+def test_mistakes_are_one_line(runs, arguments, said, tmp_path, capsys):
+    filled = [argument.replace("RUNS", str(runs)) for argument in arguments]
+    with pytest.raises(SystemExit) as ended:
+        diagnose.main([*filled, "--out", str(tmp_path / "out")])
+    assert ended.value.code == 2 and not (tmp_path / "out").exists()
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert error.startswith("error: ") and said.replace("RUNS", str(runs)) in error
+
+
+def test_weights_in_a_file_need_an_out_folder(runs, capsys):
+    with pytest.raises(SystemExit):
+        diagnose.main([str(runs / "sct" / "checkpoints" / "ema.safetensors")])
+    assert "--out" in capsys.readouterr().err
