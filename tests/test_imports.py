@@ -47,6 +47,7 @@ LAYERS = (
         "scm.subjects",
         "scm.evaluate",
         "scm.results",
+        "scm.export",
         "scm.features.__main__",
         "scm.benchmark",
     ),
