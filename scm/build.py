@@ -89,6 +89,11 @@ class Trained:
         return self.config["data"]["sigma_data"]
 
 
+def dataset(config: dict[str, Any]) -> Dataset:
+    """The data set that the `data` group says."""
+    return construct(Dataset, "data", {key: v for key, v in config.items() if key != "teacher"})
+
+
 def network(config: dict[str, Any], device: torch.device, dtype: torch.dtype) -> nn.Module:
     """A new network as the `model` group says, its inner layers computing in `dtype`."""
     net = construct(nn.Module, "model", config["model"])
@@ -151,26 +156,26 @@ def experiment(
     dtype = runtime.find_dtype(trainer.precision, device)
     world = distributed.world()
     world.check(trainer.batch_size, device)
-    dataset = construct(Dataset, "data", config["data"]).to(device)
+    data = dataset(config["data"]).to(device)
     torch.manual_seed(rng.derive_seed(config["seed"], "weights"))
     net = network(config, device, dtype)
     objective = _objective(config, net, teacher, device, dtype)
     samplers = {
-        name: sampler(settings, name, dataset.sigma_data)
+        name: sampler(settings, name, data.sigma_data)
         for name, settings in config["sampler"].items()
     }
     labels = config["model"]["num_classes"] > 0
-    if labels and config["model"]["num_classes"] != dataset.num_classes:
+    if labels and config["model"]["num_classes"] != data.num_classes:
         raise UserError(
-            f"model.num_classes={config['model']['num_classes']}: {dataset.name} has "
-            f"{dataset.num_classes} classes; use that number, or 0 for an unconditional model"
+            f"model.num_classes={config['model']['num_classes']}: {data.name} has "
+            f"{data.num_classes} classes; use that number, or 0 for an unconditional model"
         )
     return Experiment(
         folder=folder,
         config=config,
         config_text=config_text,
         trainer=trainer,
-        dataset=dataset,
+        dataset=data,
         net=net,
         objective=objective,
         optimizer=construct(
@@ -178,7 +183,7 @@ def experiment(
         ),
         evaluator=Evaluator(
             objective=objective,
-            dataset=dataset,
+            dataset=data,
             samplers=samplers,
             seed=config["seed"],
             labels=labels,
@@ -238,6 +243,7 @@ def _objective(
         init = teacher if init == FROM_TEACHER else init
     if init is not None:
         start = _fitting(init, "objective.init", config, device, dtype)
+        _check_same_network(start.config["model"], config["model"], init)
         load_weights(net, start.net.state_dict(), f"objective.init={init}")
     arguments = {key: value for key, value in settings.items() if key not in NOT_ARGUMENTS}
     return construct(Objective, "objective", arguments, **parts)
@@ -269,3 +275,15 @@ def _fitting(
                 "make them equal"
             )
     return trained
+
+
+def _check_same_network(theirs: dict[str, Any], mine: dict[str, Any], init: str) -> None:
+    """Weights may fit a network by their shapes alone and still mean something else in it."""
+    ours, given = flatten(mine, "model"), flatten(theirs, "model")
+    for key in sorted((ours | given).keys() - {"model.dropout"}):
+        if ours.get(key) != given.get(key):
+            raise UserError(
+                f"objective.init={init}: its weights are of another network, with "
+                f"{key}={given.get(key)}, and this run has {ours.get(key)}; make them equal, or "
+                "train from scratch with objective.init=null"
+            )

@@ -17,7 +17,7 @@ from safetensors.torch import save as safetensors_bytes
 from torch import Tensor
 
 from scm.errors import UserError
-from scm.files import write_atomic
+from scm.files import found, write_atomic
 
 log = logging.getLogger(__name__)
 
@@ -113,6 +113,7 @@ def read_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
 
     Raises UserError, in one line, where there is no such thing or it is damaged.
     """
+    path = found(path)
     if path.is_dir():
         state = newest(path / "checkpoints")
         if state is None:

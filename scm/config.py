@@ -83,6 +83,7 @@ class DataConfig(Targeted):
     image_shape: list[int] = MISSING  # (channels, height, width)
     sigma_data: float = MISSING
     sigma_data_tolerance: float = MISSING  # relative
+    teacher: str | None = MISSING  # the weights of a diffusion model of these data
 
 
 @dataclass

@@ -142,7 +142,7 @@ def subject(arguments: argparse.Namespace, device: torch.device) -> Subject:
     )
     teacher, is_toy = _teacher_of(arguments, config), shape == (1, 1, 1)
     needs_data = is_toy or not (teacher or is_diffusion(config))
-    dataset = build.construct(Dataset, "data", config["data"]) if needs_data else None
+    dataset = build.dataset(config["data"]) if needs_data else None
     path: trajectories.Path
     if teacher:
         net = build.velocity_model(teacher, "--teacher", config, device, torch.float32).net

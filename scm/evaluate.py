@@ -15,7 +15,6 @@ from typing import Any
 
 from scm import build, checkpoint, runtime
 from scm.config import Device, Precision
-from scm.data import Dataset
 from scm.errors import UserError
 from scm.files import write_json
 from scm.quality import Quality
@@ -87,7 +86,7 @@ def evaluate(arguments: argparse.Namespace) -> None:
     for subject, file in zip(subjects, files, strict=True):
         data = subject.config["data"]
         if (key := json.dumps(data)) not in qualities:
-            dataset = build.construct(Dataset, "data", data)
+            dataset = build.dataset(data)
             qualities[key] = build.quality(dataset, device)
         result = measured(subject, qualities[key], machine)
         file.parent.mkdir(exist_ok=True)

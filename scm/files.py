@@ -8,6 +8,8 @@ import os
 from pathlib import Path
 from typing import Any
 
+REPOSITORY = Path(__file__).resolve().parent.parent
+
 
 def write_atomic(path: Path, data: bytes) -> None:
     """Replace `path` by `data`, or leave it as it was: a crash leaves at most a `.tmp` file."""
@@ -27,6 +29,14 @@ def write_atomic(path: Path, data: bytes) -> None:
             os.fsync(folder)
         finally:
             os.close(folder)
+
+
+def found(path: str | Path) -> Path:
+    """`path` where it exists, else the same within the repository: so `pretrained/` is reached from
+    every folder."""
+    path = Path(path).expanduser()
+    shipped = REPOSITORY / path
+    return shipped if not path.exists() and shipped.exists() else path
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -17,10 +17,9 @@ import torch
 from torch import Tensor
 
 from scm.errors import UserError
+from scm.files import REPOSITORY
 
 log = logging.getLogger(__name__)
-
-REPOSITORY = Path(__file__).resolve().parent.parent
 
 
 class IdxSource(TypedDict):

@@ -114,10 +114,10 @@ def run(cfg: DictConfig, folder: RunFolder) -> dict[str, Any]:
         log.info("done already: %s", folder.path)
         return folder.metrics()
     files = _config_files(cfg, config)
-    teacher = config["objective"].get("teacher")
+    recipe = config["objective"].get("teacher_recipe")
     with ExitStack() as stack:
         first = distributed.world().first
-        if config["objective"].get("teacher_recipe") and not teacher:
+        if recipe:
             first(lambda: stack.enter_context(folder.open(files)))
             own_teacher = RunFolder(folder.path / "teacher")
             metrics = run(_teacher_config(config), own_teacher)
@@ -125,7 +125,7 @@ def run(cfg: DictConfig, folder: RunFolder) -> dict[str, Any]:
                 return metrics
             experiment = _built(cfg, config, folder, str(own_teacher.path))
         else:
-            experiment = _built(cfg, config, folder, teacher)
+            experiment = _built(cfg, config, folder, config["objective"].get("teacher"))
             first(lambda: stack.enter_context(folder.open(files)))
         first(lambda: stack.enter_context(_log_file(folder)))
         return experiment.run()

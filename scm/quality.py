@@ -19,8 +19,7 @@ from scm import checkpoint, metrics, rng
 from scm.data import IdxImages
 from scm.errors import UserError
 from scm.features import FeatureNetwork
-from scm.files import write_json
-from scm.idx import REPOSITORY
+from scm.files import REPOSITORY, write_json
 from scm.tags import SMALLEST
 
 log = logging.getLogger(__name__)

@@ -20,7 +20,7 @@ from torch import Tensor
 from scm import build, checkpoint
 from scm.data import to_uint8
 from scm.errors import UserError
-from scm.idx import REPOSITORY
+from scm.files import REPOSITORY, found
 from scm.sample import images, labels_for, sampler_settings
 from scm.samplers import Sampler
 
@@ -150,17 +150,16 @@ class Model:
 def teacher_path(path: Path, config: dict[str, Any]) -> Path | None:
     """Where a distilled model's teacher is: as its config says, or in the run's own folder."""
     objective = config["objective"]
-    named = objective.get("teacher")
-    if named:
-        places = [Path(named), REPOSITORY / named]
-    elif objective.get("teacher_recipe"):  # of the run's folder, or of a file in its checkpoints/
+    if objective.get("teacher_recipe"):  # of the run's folder, or of a file in its checkpoints/
         places = [folder / "teacher" for folder in (path, *path.parents[:2])]
+    elif objective.get("teacher"):
+        places = [found(objective["teacher"])]
     else:
         return None
-    found = next((place for place in places if place.exists()), None)
-    if found is None:
+    teacher = next((place for place in places if place.exists()), None)
+    if teacher is None:
         log.info("%s: its teacher %s is not here: not compared with it", path, places[0])
-    return found
+    return teacher
 
 
 def _of_file(path: Path, n: int | None) -> Subject:

@@ -8,11 +8,11 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from pathlib import Path
 from typing import Any
 
 from scm import tags
 from scm.errors import UserError
+from scm.files import found
 from scm.runfolder import flatten
 
 TARGET_PREFIXES = ("scm.", "torch.optim.")
@@ -165,7 +165,7 @@ def _check_paths(config: dict[str, Any]) -> None:
         )
     for key in ("teacher", "init"):
         path = objective.get(key)
-        if path and not (key == "init" and path == "teacher") and not Path(path).exists():
+        if path and not (key == "init" and path == "teacher") and not found(path).exists():
             raise UserError(
                 f"objective.{key}={path}: no such file or folder; name a run's folder or a "
                 "checkpoint file"

@@ -12,7 +12,13 @@ from scm.experiment import Experiment
 from scm.quality import Quality
 from scm.runfolder import RunFolder
 
-QUICK = ("trainer=smoke", "trainer.precision=fp32", "trainer.batch_size=8", "trainer.threads=1")
+QUICK = (
+    "trainer=smoke",
+    "trainer.precision=fp32",
+    "trainer.batch_size=8",
+    "trainer.threads=1",
+    "data.teacher=null",  # its network is larger than a test's
+)
 TINY = {  # overrides that make each model small
     "unet": ("model=unet", "model.widths=[8,16]", "model.blocks=[1,1]"),
     "unet_small": ("model=unet_small", "model.widths=[8,16]", "model.blocks=[1,1]"),
@@ -50,7 +56,7 @@ def trained(path: Path, *overrides: str, teacher: Path | None = None) -> dict:
 @cache
 def mnist() -> Dataset:
     """The data set of the default configuration; to be copied before it is changed."""
-    return build.construct(Dataset, "data", config.composed(["data=mnist"])["data"])
+    return build.dataset(config.composed(["data=mnist"])["data"])
 
 
 def small_quality(kept: Path, train: int = 2000, test: int = 1000) -> Quality:

@@ -48,7 +48,7 @@ def test_tab_completion_names_the_options():
     "overrides",
     [
         ["trainer.batch_size=0"],
-        ["objective=scd"],
+        ["objective=scd", "data.teacher=null"],
         ["sampler=heun"],
         ["optimizer._target_=os.system"],
         pytest.param(["data=bimodal"], marks=pytest.mark.slow),

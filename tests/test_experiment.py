@@ -233,6 +233,15 @@ def test_a_consistency_model_is_no_teacher_and_another_network_does_not_fit(teac
             *("objective=scd", f"objective.teacher={teacher}", *TINY["unet_attention"]),
             teacher=teacher,
         )
+    same_shapes = "model.time_embedding.c_noise=log"
+    with pytest.raises(UserError, match=r"c_noise=t, and this run has log.*objective.init=null"):
+        built(
+            tmp_path / "run",
+            *("objective=scd", f"objective.teacher={teacher}"),
+            *TINY["unet_small"],
+            same_shapes,
+            teacher=teacher,
+        )
 
 
 @pytest.mark.slow

@@ -51,6 +51,7 @@ LAYERS = (
         "scm.subjects",
         "scm.evaluate",
         "scm.results",
+        "scm.export",
         "scm.features.__main__",
         "scm.benchmark",
     ),

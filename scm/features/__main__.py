@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from scm import build, checkpoint, features, rng, runtime, tags
 from scm.config import Device, composed
-from scm.data import Dataset, IdxImages
+from scm.data import IdxImages
 from scm.errors import UserError
 from scm.features import FeatureNet, FeatureNetwork
 
@@ -75,7 +75,7 @@ def make(arguments: argparse.Namespace) -> None:
     runtime.prepare(None)
     device = runtime.find_device(Device[arguments.device])
     config = composed([f"data={name}", *(f"data.{change}" for change in changes)])["data"]
-    dataset = build.construct(Dataset, "data", config)
+    dataset = build.dataset(config)
     if not isinstance(dataset, IdxImages):
         raise UserError(f"--data {name}: has no images, so no feature network")
     settings = {

@@ -1,0 +1,124 @@
+"""Ship a run's model: `python -m scm.export RUN pretrained/NAME`.
+
+Writes NAME.safetensors, the run's EMA weights with the config that made them; the evaluation of
+what was written beside it; and NAME.md, the model card, from these files and the run's metrics.
+"""
+
+import argparse
+import logging
+import sys
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from scm import checkpoint, evaluate, results
+from scm.errors import UserError
+from scm.files import write_atomic
+from scm.runfolder import RunFolder, Status
+
+LARGEST = 10 * 2**20  # bytes of a file of weights that may stand in a repository
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    p = argparse.ArgumentParser(prog="python -m scm.export", description=__doc__)
+    p.add_argument("run", type=Path, help="the folder of a run that is done")
+    p.add_argument("name", type=Path, help="the files to write, without their endings")
+    p.add_argument(
+        "--sampler",
+        nargs="+",
+        action="append",
+        metavar=("NAME", "KEY=VALUE"),
+        help="as of scm.evaluate (default: the run's)",
+    )
+    p.add_argument("-n", type=int, default=10_000, help="images to judge it by (%(default)s)")
+    p.add_argument("--seeds", type=int, default=3, help="of their noise (%(default)s)")
+    p.add_argument("--overwrite", action="store_true", help="replace files that exist")
+    return p
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Write the three; a user's mistake is one line and exit code 2."""
+    arguments = parser().parse_args(argv)
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    try:
+        export(arguments)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+
+
+def export(arguments: argparse.Namespace) -> None:
+    """Do what `arguments` (of `parser`) ask for; everything is checked first."""
+    run = RunFolder(arguments.run)
+    if run.status() is not Status.done:
+        raise UserError(f"{run.path}: the run is {run.status()}, not done; finish it first")
+    name = arguments.name
+    weights_file, card_file = name.with_suffix(".safetensors"), name.with_suffix(".md")
+    if not name.parent.is_dir():
+        raise UserError(f"{name}: there is no folder {name.parent}; make it first")
+    for file in (weights_file, card_file):
+        if file.exists() and not arguments.overwrite:
+            raise UserError(f"{file}: exists; name another, or add --overwrite")
+    weights, config = checkpoint.read_weights(run.path)
+    bytes_ = sum(tensor.nbytes for tensor in weights.values())
+    if bytes_ > LARGEST:
+        raise UserError(f"{run.path}: {bytes_ / 2**20:.1f} MiB of weights, more than 10")
+    checkpoint.save_weights(weights_file, weights, config)
+    judged = [str(weights_file), "-n", str(arguments.n), "--seeds", str(arguments.seeds)]
+    for sampler in arguments.sampler or []:
+        judged += ["--sampler", *sampler]
+    evaluate.main([*judged, "--overwrite"])
+    write_atomic(card_file, card(run, weights_file, config).encode())
+
+
+def card(run: RunFolder, weights_file: Path, config: dict[str, Any]) -> str:
+    """The model card, Markdown."""
+    metrics = run.metrics()
+    overrides = yaml.safe_load((run.path / ".hydra" / "overrides.yaml").read_text())
+    files = sorted(weights_file.parent.glob(f"{weights_file.stem}-*-n*.json"))
+    found = [results.read(file) for file in files]
+    facts = {
+        "command": f"`python run.py {' '.join(overrides)}`",
+        "commit": f"`{metrics['git_commit']}`",
+        "seed": metrics["seed"],
+        "objective": metrics["objective"],
+        "parameters": f"{metrics['parameters']:,}",
+        "trained": f"{metrics['steps']:,} steps, {metrics['images_seen']:,} images in "
+        f"{metrics['seconds'] / 60:.1f} minutes ({metrics['images_per_second']:,.0f} images/s)",
+        "hardware": f"{metrics['device']}, {metrics['precision']}",
+        "versions": ", ".join(f"{name} {version}" for name, version in metrics["versions"].items()),
+        "weights": f"`{weights_file.name}`, float32, SHA-256 of the weights "
+        f"`{checkpoint.weights_digest(checkpoint.read_weights(weights_file)[0])}`",
+    }
+    data = config["data"]["name"]
+    lines = [
+        f"# {weights_file.stem}",
+        "",
+        f"EMA weights for {data} of the run below, made by this project's `scm.export`. The config",
+        "that builds the network is in the file's metadata.",
+        "",
+        "| | |",
+        "|---|---|",
+        *(f"| {name} | {value} |" for name, value in facts.items()),
+        "",
+        f"Quality, by `python -m scm.evaluate {weights_file.name}` (mean and spread over sampling",
+        "seeds; FD is the Frechet distance to the test images in features of the shipped",
+        "classifier, FD / floor that to training images' own):",
+        "",
+        results.table(found),
+        "",
+        f"Every value, and the versions and hashes it depends on: `{weights_file.stem}-*.json`.",
+        "",
+        "The configuration:",
+        "",
+        "```yaml",
+        yaml.safe_dump(config, sort_keys=False).rstrip(),
+        "```",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+if __name__ == "__main__":
+    main()
