@@ -188,7 +188,7 @@ def experiment(
             seed=config["seed"],
             labels=labels,
             device=device,
-            judge=_judge(config, dataset, samplers, device),
+            judge=_judge(config, data, samplers, device),
         ),
         device=device,
         dtype=dtype,
