@@ -49,6 +49,7 @@ def available(config: dict[str, Any]) -> list[str]:
         LOSS,
         "eval/error",
         *(f"eval/{sampler}/{name}" for sampler in samplers for name in plain),
+        *_toy(config),
         *(
             f"{group}/{sampler}/{name}"
             for group in quality_groups(config)
@@ -56,6 +57,16 @@ def available(config: dict[str, Any]) -> list[str]:
             for name in QUALITY
         ),
     ]
+
+
+def _toy(config: dict[str, Any]) -> list[str]:
+    """Errors against the exact solution, which the unconditional toy has."""
+    if config["data"]["_target_"] != "scm.data.Bimodal" or config["model"]["num_classes"]:
+        return []
+    learned = "consistency" if "tangent" in config["objective"] else "denoiser"
+    # an image to compare comes from samplers that draw no further noise on their way
+    samplers = [name for name, sampler in config["sampler"].items() if not sampler.get("times")]
+    return [f"eval/toy/{name}_rms" for name in (learned, *samplers)]
 
 
 def optimized_metric(config: dict[str, Any]) -> str:

@@ -9,7 +9,7 @@ import torch
 from runs import TINY, built, trained
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from scm import build, checkpoint
+from scm import build, checkpoint, config, tags
 from scm.data import IdxImages
 from scm.errors import UserError
 from scm.experiment import Diverged
@@ -57,14 +57,10 @@ def test_every_objective_trains_every_model(objective, model, teachers, tmp_path
 @pytest.mark.slow
 @pytest.mark.parametrize("objective", ["diffusion", "sct"])
 def test_the_toy_trains(objective, tmp_path):
-    metrics = trained(
-        tmp_path / "run",
-        f"objective={objective}",
-        "data=bimodal",
-        *TINY["mlp"],
-        *TWO_STEPS,
-    )
+    toy = (f"objective={objective}", "data=bimodal", *TINY["mlp"], *TWO_STEPS)
+    metrics = trained(tmp_path / "run", *toy)
     assert metrics["status"] == "done"
+    assert set(metrics["metrics"]) == set(tags.available(config.composed(toy)))
     measured = {tag for tag in metrics["metrics"] if tag.startswith("eval/toy/")}
     learned, made = {"sct": ("consistency", "one_step"), "diffusion": ("denoiser", "heun")}[
         objective
