@@ -296,6 +296,7 @@ class TrainerConfig:
     lr_warmup_steps: int = MISSING
     lr_decay_fraction: float = MISSING
     grad_clip: float | None = MISSING
+    max_skipped_steps: int = MISSING
     ema_half_life_images: float = MISSING
     ema_rampup: float | None = MISSING
     precision: Precision = MISSING

@@ -49,6 +49,11 @@ class RunFolder:
         return self.path / "samples"
 
     @property
+    def diverged(self) -> Path:
+        """What led to a run's divergence, where it did."""
+        return self.path / "diverged.json"
+
+    @property
     def _config_file(self) -> Path:
         return self.path / ".hydra" / "config.yaml"
 

@@ -84,6 +84,7 @@ RANGES = {
     "trainer.lr_warmup_steps": WHOLE,
     "trainer.lr_decay_fraction": FRACTION,
     "trainer.grad_clip": POSITIVE,
+    "trainer.max_skipped_steps": COUNT,
     "trainer.ema_half_life_images": POSITIVE,
     "trainer.ema_rampup": POSITIVE,
     "trainer.threads": COUNT,

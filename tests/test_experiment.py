@@ -11,8 +11,8 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from scm import build, checkpoint
 from scm.data import IdxImages
+from scm.divergence import Diverged
 from scm.errors import UserError
-from scm.experiment import Diverged
 
 TWO_STEPS = ("trainer.budget.steps=2", "trainer.log_every=1")
 

@@ -37,7 +37,7 @@ LAYERS = (
         "scm.logger",
         "scm.pictures",
     ),
-    ("scm.train", "scm.evaluate"),
+    ("scm.train", "scm.evaluate", "scm.divergence"),
     ("scm.experiment",),
     ("scm.build",),
     ("scm.launch", "scm.sample", "scm.benchmark"),
