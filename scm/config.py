@@ -302,6 +302,7 @@ class TrainerConfig:
     precision: Precision = MISSING
     compile: Compile | None = MISSING
     device: Device = MISSING
+    deterministic: bool = MISSING
     threads: int | None = MISSING
     log_every: int = MISSING
     evaluate_every: int = MISSING

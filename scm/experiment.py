@@ -116,10 +116,11 @@ class Experiment:
         self._resume()
         self.world.first(self._begin)
         try:
-            with Interrupts() as interrupts:
-                signal = self._train(interrupts)
-            if not signal:
-                self.world.first(self._finish)
+            with runtime.deterministic(self.trainer.deterministic, self.device):
+                with Interrupts() as interrupts:
+                    signal = self._train(interrupts)
+                if not signal:
+                    self.world.first(self._finish)
             status = Status.stopped if signal else Status.done
             metrics = self._metrics(status, signal=signal)
             self.world.first(lambda: self.folder.write_metrics(metrics))

@@ -32,6 +32,7 @@ log = logging.getLogger(__name__)
 INHERITED = (
     "seed",
     "trainer.device",
+    "trainer.deterministic",
     "trainer.threads",
     "trainer.precision",
 )  # by a recipe's teacher
