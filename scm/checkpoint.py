@@ -23,6 +23,7 @@ log = logging.getLogger(__name__)
 
 SUFFIX = ".pt"
 EMA_FILE = "ema.safetensors"
+BEST_FILE = "best.safetensors"  # the EMA weights of the best evaluation so far
 
 
 def digest(value: Any) -> str:
@@ -51,12 +52,15 @@ def digest(value: Any) -> str:
 
 
 def save(folder: Path, state: dict[str, Any], *, step: int, keep: int) -> Path:
-    """Write `state` as the checkpoint of `step`, then remove all but the newest `keep`."""
+    """Write `state` as the checkpoint of `step`, then remove all but the newest `keep`.
+
+    Files of later steps do not count and stay: they were passed over as damaged or foreign.
+    """
     buffer = io.BytesIO()
     torch.save({**state, "sha256": digest(state)}, buffer)
     path = folder / f"step-{step:08d}{SUFFIX}"
     write_atomic(path, buffer.getvalue())
-    for old in _newest_first(folder)[keep:]:
+    for old in [other for other in _newest_first(folder) if other.name <= path.name][keep:]:
         old.unlink()
     return path
 
@@ -76,15 +80,19 @@ def read(path: Path) -> dict[str, Any]:
     return state
 
 
-def newest(folder: Path) -> dict[str, Any] | None:
+def newest(folder: Path, config: dict[str, Any] | None = None) -> dict[str, Any] | None:
     """The newest whole checkpoint in `folder`; damaged ones are named and passed over.
 
-    None where there is no checkpoint at all; UserError where there are only damaged ones.
+    So are those of another configuration than `config`, where one is given. None where there is no
+    checkpoint at all; UserError where none is good.
     """
     paths = _newest_first(folder)
     for path in paths:
         try:
-            return read(path)
+            state = read(path)
+            if config is not None and state.get("config") != config:
+                raise UserError(f"{path}: belongs to a run with another configuration")
+            return state
         except UserError as error:
             log.warning("%s; trying the one before it", error)
     if paths:

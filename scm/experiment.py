@@ -30,6 +30,7 @@ from scm.train import Skipped, StepRecord, TrainState, train_steps
 
 log = logging.getLogger(__name__)
 
+HIGHER_IS_BETTER = ("accuracy", "coverage", "density", "precision", "recall")
 UNTIMED_STEPS = 5  # of every process: they warm up caches and are left out of images_per_second
 
 
@@ -84,6 +85,16 @@ def budget_used(budget: BudgetConfig, state: TrainState, seconds: float) -> floa
     return min(1.0, max(used))
 
 
+def is_better(metric: str, value: float, than: float | None) -> bool:
+    """Whether a value of this metric is better than another, or the first; never where not finite.
+
+    Lower is better but for the metrics in `HIGHER_IS_BETTER`, by the last part of their tag.
+    """
+    if not math.isfinite(value) or than is None:
+        return math.isfinite(value)
+    return value > than if metric.rpartition("/")[2] in HIGHER_IS_BETTER else value < than
+
+
 @dataclass
 class Experiment:
     """One run in one folder. `run` may be called once, by all processes of the job together."""
@@ -106,6 +117,7 @@ class Experiment:
         self.state = TrainState(self.net, Ema(self.net), self.optimizer, skipped)
         self.counters, self.meter = Counters(), Meter()
         self.evaluated: dict[str, float] = {}
+        self.best: dict[str, Any] | None = None  # step, metric and value of the best evaluation
 
     def run(self) -> dict[str, Any]:
         """Train to the end of the budget, or until interrupted; returns what metrics.json holds.
@@ -234,10 +246,27 @@ class Experiment:
         step = self.state.step
         result = self.evaluator(self.state.ema.net, step)
         self.evaluated = result.metrics
+        self._keep_best()
         self.logger.scalars(step, result.metrics)
         for name, picture in result.pictures.items():
             self.logger.picture(step, name, picture)
             pictures.save_png(self.folder.samples / f"{name}_{step:08d}.png", picture)
+
+    def _keep_best(self) -> None:
+        """Write the EMA weights where this evaluation is the best by `optimized_metric`."""
+        metric = self.config["optimized_metric"]
+        if metric not in self.evaluated:
+            there = ", ".join(self.evaluated)
+            log.warning(
+                "optimized_metric=%s: not evaluated, so no best is kept (%s)", metric, there
+            )
+            return
+        value = self.evaluated[metric]
+        if is_better(metric, value, self.best["value"] if self.best else None):
+            self.best = {"step": self.state.step, "metric": metric, "value": value}
+            ema = dict(self.state.ema.net.state_dict())
+            best = self.folder.checkpoints / checkpoint.BEST_FILE
+            checkpoint.save_weights(best, ema, self.config)
 
     def _finish(self) -> None:
         self._evaluate()
@@ -254,6 +283,7 @@ class Experiment:
             "skipped": {name: int(count) for name, count in vars(self.state.skipped).items()},
             "meter": {"sums": dict(self.meter.sums), "count": int(self.meter.count)},
             "evaluated": self.evaluated,
+            "best": self.best,
             "net": dict(self.net.state_dict()),
             "ema": ema,
             "optimizer": self.optimizer.state_dict(),
@@ -269,7 +299,7 @@ class Experiment:
         self.folder.write_metrics(self._metrics(Status.running))
 
     def _resume(self) -> None:
-        saved = checkpoint.newest(self.folder.checkpoints)
+        saved = checkpoint.newest(self.folder.checkpoints, self.config)
         if saved is None:
             return
         self.state.step, self.state.images_seen = saved["step"], saved["images_seen"]
@@ -277,7 +307,7 @@ class Experiment:
         self.state.skipped = Skipped.on(self.device, **saved["skipped"])
         sums = {tag: total.to(self.device) for tag, total in saved["meter"]["sums"].items()}
         self.meter = Meter(sums, saved["meter"]["count"])
-        self.evaluated = saved["evaluated"]
+        self.evaluated, self.best = saved["evaluated"], saved["best"]
         self.net.load_state_dict(saved["net"])
         self.state.ema.net.load_state_dict(saved["ema"])
         self.optimizer.load_state_dict(saved["optimizer"])
@@ -302,6 +332,7 @@ class Experiment:
             "device": runtime.device_name(self.device),
             "processes": self.world.size,
             "metrics": self.evaluated,
+            "best": self.best,
             **more,
         }
 
