@@ -8,8 +8,10 @@ import math
 import time
 import traceback
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -138,13 +140,18 @@ class Experiment:
             self.world.first(lambda: self.folder.write_metrics(metrics))
         except Exception:
             if self.world.is_first:
-                failed = self._metrics(Status.failed, traceback=traceback.format_exc())
-                self.folder.write_metrics(failed)
+                self._record_failure(traceback.format_exc())
             raise
         finally:
             if self.world.is_first:
                 self.logger.close()
         return self.world.share(metrics)
+
+    def _record_failure(self, text: str) -> None:
+        try:
+            self.folder.write_metrics(self._metrics(Status.failed, traceback=text))
+        except OSError as error:  # the disk is full: what failed matters more
+            log.warning("metrics.json still says that the run goes on: %s", error)
 
     def _begin(self) -> None:
         self.logger = Logger(self.folder.path, step=self.state.step, config_text=self.config_text)
@@ -250,7 +257,13 @@ class Experiment:
         self.logger.scalars(step, result.metrics)
         for name, picture in result.pictures.items():
             self.logger.picture(step, name, picture)
-            pictures.save_png(self.folder.samples / f"{name}_{step:08d}.png", picture)
+            self._save_picture(self.folder.samples / f"{name}_{step:08d}.png", picture)
+
+    def _save_picture(self, path: Path, picture: np.ndarray) -> None:
+        try:
+            pictures.save_png(path, picture)
+        except OSError as error:  # a run can do without a picture
+            log.warning("a picture is missing: %s", error)
 
     def _keep_best(self) -> None:
         """Write the EMA weights where this evaluation is the best by `optimized_metric`."""

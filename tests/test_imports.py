@@ -12,7 +12,7 @@ REPOSITORY = Path(__file__).resolve().parent.parent
 
 # From the bottom up. A module imports from layers below its own, or from its own without a circle.
 LAYERS = (
-    ("scm", "scm.config", "scm.errors", "scm.files"),
+    ("scm", "scm.config", "scm.errors", "scm.files", "scm.cli"),
     (
         "scm.rng",
         "scm.trigflow",
