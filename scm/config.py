@@ -350,7 +350,11 @@ SCHEMAS: dict[tuple[str | None, str], type] = {
 
 
 def register() -> None:
-    """Make the schemas known to Hydra; to be called once, before it composes."""
+    """Make the schemas known to Hydra; to be called before it composes.
+
+    `${oc.env:...}` goes: a config from elsewhere could carry the user's secrets into a checkpoint.
+    """
+    OmegaConf.clear_resolver("oc.env")
     store = ConfigStore.instance()
     for (group, name), node in SCHEMAS.items():
         store.store(group=group, name=name, node=node)

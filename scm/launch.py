@@ -19,7 +19,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from scm import distributed, validate
+from scm import distributed, guard, validate
 from scm.cli import fail
 from scm.config import one_line, plain
 from scm.errors import UserError
@@ -68,14 +68,15 @@ def _share_time(config: DictConfig, key: str) -> None:
 
 @contextmanager
 def composition_errors_in_one_line() -> Iterator[None]:
-    """Hydra's several lines about an unknown key or option, or a wrong type, as one.
+    """Let Hydra compose what `guard` allows, its several lines about a wrong key or type as one.
 
     So is a UserError, or what the disk refuses. Everything else, a mistake of this code's among
     it, keeps its traceback.
     """
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # else Hydra prints and exits by itself
+    guard.check_arguments(sys.argv[1:])
     try:
-        with refusals_named():
+        with refusals_named(), guard.guarded():
             yield
     except InstantiationException:
         raise

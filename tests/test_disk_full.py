@@ -149,10 +149,10 @@ def on_a_tiny_disk(tmp_path, size):
 
 @pytest.mark.soak
 @pytest.mark.skipif(not NAMESPACES, reason="mounts need user namespaces")
-def test_real_disks_of_twelve_sizes(tmp_path):
-    """Full at the first file, at a later one, or only for pictures and TensorBoard."""
+def test_real_disks_of_four_sizes(tmp_path):
+    """Full at the first file, at later ones, and never."""
     trained(tmp_path / "whole", *RUN)
-    found = {size: on_a_tiny_disk(tmp_path, size) for size in range(24, 600, 48)}
+    found = {size: on_a_tiny_disk(tmp_path, size) for size in (24, 200, 400, 20_000)}
     assert {end for _, end in found.values()} == {digest(tmp_path / "whole")}
     codes = {size: code for size, (code, _) in found.items()}
     print(codes)
