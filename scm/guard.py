@@ -66,16 +66,16 @@ def check_arguments(arguments: list[str]) -> None:
 
 def check(config: DictConfig) -> None:
     """Raise UserError where Hydra's part of a config names code, or leaves `outputs/`."""
-    hydra = OmegaConf.to_container(config.hydra, resolve=False)
+    hydra: Any = OmegaConf.to_container(config.hydra, resolve=False)
     for key, value in _leaves(hydra, "hydra"):
         _check_leaf(key, value)
-    for group, option in config.hydra.runtime.choices.items():
+    for group, option in hydra["runtime"]["choices"].items():
         _check_option(group, option)
-    if config.hydra.job.env_set:
+    if hydra["job"]["env_set"]:
         raise UserError("hydra.job.env_set: refused, set the variables in your shell")
-    if config.hydra.output_subdir is not None:
+    if hydra["output_subdir"] is not None:
         raise UserError("hydra.output_subdir: refused, a run writes .hydra/ itself; leave it null")
-    own = [text.partition("=")[0].lstrip("+") for text in config.hydra.overrides.hydra]
+    own = [text.partition("=")[0].lstrip("+") for text in hydra["overrides"]["hydra"]]
     for key in ("hydra.run.dir", "hydra.sweep.dir", "hydra.sweep.subdir"):
         if key not in own:  # a path on the command line is the user's own
             _check_path(key, hydra)
