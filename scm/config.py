@@ -297,11 +297,13 @@ class TrainerConfig:
     lr_warmup_steps: int = MISSING
     lr_decay_fraction: float = MISSING
     grad_clip: float | None = MISSING
+    max_skipped_steps: int = MISSING
     ema_half_life_images: float = MISSING
     ema_rampup: float | None = MISSING
     precision: Precision = MISSING
     compile: Compile | None = MISSING
     device: Device = MISSING
+    deterministic: bool = MISSING
     threads: int | None = MISSING
     log_every: int = MISSING
     evaluate_every: int = MISSING
@@ -351,7 +353,11 @@ SCHEMAS: dict[tuple[str | None, str], type] = {
 
 
 def register() -> None:
-    """Make the schemas known to Hydra; to be called once, before it composes."""
+    """Make the schemas known to Hydra; to be called before it composes.
+
+    `${oc.env:...}` goes: a config from elsewhere could carry the user's secrets into a checkpoint.
+    """
+    OmegaConf.clear_resolver("oc.env")
     store = ConfigStore.instance()
     for (group, name), node in SCHEMAS.items():
         store.store(group=group, name=name, node=node)

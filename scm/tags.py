@@ -20,6 +20,7 @@ QUALITY = {  # what `scm.quality` measures; + where higher is better
     "confidence": "+ mean probability of the most probable class",
     "memorisation": "+ median distance to the nearest training image, test images' is 1",
 }
+HIGHER_IS_BETTER = tuple(name for name, meaning in QUALITY.items() if meaning.startswith("+"))
 LOSS = "eval/loss"
 HEADLINE = "frechet_distance"
 
