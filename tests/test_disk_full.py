@@ -18,7 +18,7 @@ from tensorboard.summary.writer.record_writer import RecordWriter
 
 from scm import checkpoint, files
 from scm.errors import UserError
-from scm.evaluate import Evaluation, Evaluator
+from scm.evaluator import Evaluation, Evaluator
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 RUN = (
@@ -53,7 +53,7 @@ def full(monkeypatch):
 def quick_evaluation(monkeypatch):
     """A loss that falls, and one small picture."""
 
-    def evaluated(self, net, step):
+    def evaluated(self, net, step, *, final):
         picture = np.zeros((2, 2, 3), np.uint8)
         return Evaluation(metrics={"eval/loss": 1.0 / step}, pictures={"dot": picture})
 

@@ -14,7 +14,7 @@ from scm import build, checkpoint, config, tags
 from scm.data import IdxImages
 from scm.divergence import Diverged
 from scm.errors import UserError
-from scm.evaluate import Evaluation, Evaluator
+from scm.evaluator import Evaluation, Evaluator
 from scm.experiment import is_better
 
 TWO_STEPS = ("trainer.budget.steps=2", "trainer.log_every=1")
@@ -179,7 +179,7 @@ def test_better_is_lower_but_for_the_metrics_that_say_otherwise():
 def test_the_best_evaluations_weights_are_kept(tmp_path, monkeypatch):
     """Losses 3, 1, 2 at steps 2, 4, 6: the weights of step 4, also after a stop at step 5."""
 
-    def evaluated(self, net, step):
+    def evaluated(self, net, step, *, final):
         seen[step] = checkpoint.digest(dict(sorted(net.state_dict().items())))
         return Evaluation(metrics={"eval/loss": {2: 3.0, 4: 1.0, 6: 2.0}[step]})
 
