@@ -32,6 +32,7 @@ from scm.samplers import Sampler
 FROM_TEACHER = "teacher"  # objective.init: start from the teacher's weights
 NOT_ARGUMENTS = (  # keys of the objective group that its class does not take
     "lr",
+    "betas",
     "dropout",
     "init",
     "teacher",

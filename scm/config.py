@@ -210,6 +210,7 @@ class ObjectiveConfig(Targeted):
     adaptive_weight: bool = MISSING
     dropout: float = MISSING  # the network's
     lr: float = MISSING  # the optimiser's peak rate, which depends on the objective
+    betas: list[float] = MISSING  # and its decay rates
 
 
 @dataclass

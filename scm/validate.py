@@ -63,6 +63,7 @@ JUDGED = Range(
     lambda v: v == 0 or v >= tags.SMALLEST,
 )
 BELOW_1 = Range("a number in [0, 1)", lambda v: 0 <= v < 1)
+BETAS = Range("two numbers in [0, 1)", lambda v: len(v) == 2 and all(0 <= beta < 1 for beta in v))
 
 RANGES = {
     "seed": whole(0, 2**63 - 1),
@@ -103,9 +104,8 @@ RANGES = {
     "optimizer.lr": POSITIVE,
     "optimizer.eps": POSITIVE,
     "optimizer.weight_decay": AT_LEAST_0,
-    "optimizer.betas": Range(
-        "two numbers in [0, 1)", lambda v: len(v) == 2 and all(0 <= beta < 1 for beta in v)
-    ),
+    "optimizer.betas": BETAS,
+    "objective.betas": BETAS,
     "trainer.budget.steps": COUNT,
     "trainer.budget.images": whole(1, 2**63 - 1),
     "trainer.budget.minutes": POSITIVE,
