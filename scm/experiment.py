@@ -7,16 +7,16 @@ import logging
 import math
 import time
 import traceback
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from scm import checkpoint, divergence, pictures, runtime, tags
-from scm.config import BudgetConfig, TrainerConfig
+from scm.config import TrainerConfig
 from scm.data import Dataset
 from scm.distributed import World
 from scm.divergence import Diverged
@@ -25,75 +25,13 @@ from scm.evaluator import Evaluator
 from scm.files import write_json
 from scm.interrupts import Interrupts
 from scm.logger import Logger
+from scm.meters import Counters, Meter, budget_used
 from scm.objectives import Objective
 from scm.progress import Progress
 from scm.runfolder import RunFolder, Status
 from scm.train import Skipped, StepRecord, TrainState, train_steps
 
 log = logging.getLogger(__name__)
-
-UNTIMED_STEPS = 5  # of every process: they warm up caches and are left out of images_per_second
-
-
-@dataclass
-class Counters:
-    """What a run has used, kept in its checkpoints."""
-
-    seconds: float = 0.0  # of training, without evaluation and saving
-    timed_seconds: float = 0.0  # the same without the first steps of every process
-    timed_images: int = 0
-
-    @property
-    def images_per_second(self) -> float:
-        """Training alone; 0 before there is something to say."""
-        return self.timed_images / self.timed_seconds if self.timed_seconds else 0.0
-
-
-@dataclass
-class Meter:
-    """Means over the steps taken since the last log record; all stays on the device."""
-
-    sums: dict[str, Tensor] = field(default_factory=dict)
-    count: Tensor | int = 0
-
-    def add(self, scalars: dict[str, Tensor], finite: Tensor) -> None:
-        """Add one step's scalars, unless it was skipped, without waiting for the device."""
-        self.sums = {
-            tag: self.sums.get(tag, 0) + torch.where(finite, value, 0)
-            for tag, value in scalars.items()
-        }
-        self.count = self.count + finite
-
-    def take(self) -> dict[str, float]:
-        """The means, {} where no step was taken; waits for the device and starts anew."""
-        count = int(self.count)
-        means = {tag: float(total) / count for tag, total in self.sums.items()} if count else {}
-        self.sums, self.count = {}, 0
-        return means
-
-
-def budget_used(budget: BudgetConfig, state: TrainState, seconds: float) -> float:
-    """The used part of the budget in [0, 1]: the largest over its limits."""
-    used = [
-        done / limit
-        for done, limit in (
-            (state.step, budget.steps),
-            (state.images_seen, budget.images),
-            (seconds / 60, budget.minutes),
-        )
-        if limit is not None
-    ]
-    return min(1.0, max(used))
-
-
-def is_better(metric: str, value: float, than: float | None) -> bool:
-    """Whether a value of this metric is better than another, or the first; never where not finite.
-
-    Lower is better but for the metrics in `tags.HIGHER_IS_BETTER`, by the last part of their tag.
-    """
-    if not math.isfinite(value) or than is None:
-        return math.isfinite(value)
-    return value > than if metric.rpartition("/")[2] in tags.HIGHER_IS_BETTER else value < than
 
 
 @dataclass
@@ -158,7 +96,12 @@ class Experiment:
 
     @property
     def _used(self) -> float:
-        return budget_used(self.trainer.budget, self.state, self.counters.seconds)
+        return budget_used(
+            self.trainer.budget,
+            steps=self.state.step,
+            images=self.state.images_seen,
+            seconds=self.counters.seconds,
+        )
 
     def _train(self, interrupts: Interrupts) -> int:
         """Train on; returns the signal that ended it, 0 for none.
@@ -187,7 +130,7 @@ class Experiment:
                 if record.step % self.trainer.log_every == 0:
                     self._log(record, progress)
                 seconds = self.world.largest(time.perf_counter() - started)
-                self._count(seconds, record.step - first_step)
+                self.counters.add(seconds, self.trainer.batch_size, record.step - first_step)
                 progress.update(self._used, record.step, self.counters.images_per_second)
                 if record.step % self.trainer.evaluate_every == 0 and self._used < 1:
                     self.world.first(self._evaluate)
@@ -197,12 +140,6 @@ class Experiment:
             progress.close()
         self.world.first(self._save)
         return signal
-
-    def _count(self, seconds: float, steps_here: int) -> None:
-        self.counters.seconds += seconds
-        if steps_here > UNTIMED_STEPS:
-            self.counters.timed_seconds += seconds
-            self.counters.timed_images += self.trainer.batch_size
 
     def _log(self, record: StepRecord, progress: Progress) -> None:
         values = self.meter.take()
@@ -274,7 +211,7 @@ class Experiment:
             )
             return
         value = self.evaluated[metric]
-        if is_better(metric, value, self.best["value"] if self.best else None):
+        if tags.is_better(metric, value, self.best["value"] if self.best else None):
             self.best = {"step": self.state.step, "metric": metric, "value": value}
             ema = dict(self.state.ema.net.state_dict())
             best = self.folder.checkpoints / checkpoint.BEST_FILE

@@ -3,6 +3,7 @@
 So a metric that does not exist is refused before training rather than missed after it.
 """
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -80,3 +81,13 @@ def optimized_metric(config: dict[str, Any]) -> str:
         return config["optimized_metric"]
     groups = quality_groups(config)
     return f"{groups[0]}/{next(iter(config['sampler']))}/{HEADLINE}" if groups else LOSS
+
+
+def is_better(metric: str, value: float, than: float | None) -> bool:
+    """Whether a value of this metric is better than another, or the first; never where not finite.
+
+    Lower is better but for the metrics in `HIGHER_IS_BETTER`, by the last part of their tag.
+    """
+    if not math.isfinite(value) or than is None:
+        return math.isfinite(value)
+    return value > than if metric.rpartition("/")[2] in HIGHER_IS_BETTER else value < than

@@ -15,7 +15,7 @@ from scm.data import IdxImages
 from scm.divergence import Diverged
 from scm.errors import UserError
 from scm.evaluator import Evaluation, Evaluator
-from scm.experiment import is_better
+from scm.tags import is_better
 
 TWO_STEPS = ("trainer.budget.steps=2", "trainer.log_every=1")
 

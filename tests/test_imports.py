@@ -37,6 +37,7 @@ LAYERS = (
         "scm.ema",
         "scm.checkpoint",
         "scm.logger",
+        "scm.meters",
         "scm.pictures",
         "scm.plots",
     ),
