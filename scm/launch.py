@@ -4,8 +4,11 @@ No torch is imported before the run is known to be possible, so a mistake is ans
 """
 
 import logging
+import math
 import os
+import shlex
 import sys
+import traceback
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -13,16 +16,17 @@ from typing import TYPE_CHECKING, Any
 
 from hydra import compose
 from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException, InstantiationException
 from hydra.experimental.callback import Callback
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from scm import distributed, tags, validate
+from scm import distributed, sweep, tags, validate
 from scm.config import one_line, plain
 from scm.errors import UserError
-from scm.runfolder import RunFolder, Status, flatten
+from scm.runfolder import NotThisRuns, RunFolder, Status, flatten
 
 if TYPE_CHECKING:
     from scm.experiment import Experiment
@@ -37,12 +41,12 @@ INHERITED = (
 )  # by a recipe's teacher
 
 
+OmegaConf.register_new_resolver("sweep_name", sweep.sweep_name, replace=True)
+OmegaConf.register_new_resolver("job_name", sweep.job_name, replace=True)
+
+
 class CheckFirst(Callback):
     """Refuses an impossible run before Hydra makes its folder."""
-
-    def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
-        """All processes name the sweep's folder alike; Hydra's jobs inherit the resolved time."""
-        _share_time(config, "hydra.sweep.dir")
 
     def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
         """Exit with code 2 and one line on standard error."""
@@ -54,6 +58,57 @@ class CheckFirst(Callback):
             fail(error)
         except OmegaConfBaseException as error:  # an interpolation to nowhere, a missing value
             fail(one_line(error))
+
+
+class Sweep(Callback):
+    """Begins a sweep, or goes on with it, and reports at its end."""
+
+    def __init__(self, *, retry_failed: bool) -> None:
+        self.retry_failed = retry_failed  # `main` reads it in the job's config
+
+    def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
+        """Fix the folder for all jobs, in whatever process; refuse one of another sweep."""
+        _share_time(config, "hydra.sweep.dir")
+        folder = Path(config.hydra.sweep.dir)
+        quoted = str(folder).replace("\\", "\\\\").replace("'", "\\'")
+        config.hydra.overrides.hydra.append(f"hydra.sweep.dir='{quoted}'")
+        try:
+            distributed.world().first(lambda: sweep.begin(folder, _sweep_record(config)))
+        except UserError as error:
+            fail(error)
+
+
+def _sweep_record(config: DictConfig) -> sweep.Record:
+    """What is asked: the swept keys are the sweeper's params and the overrides with choices."""
+    from scm.runtime import git_commit  # imports torch
+
+    hydra_cfg = config.hydra
+    overrides = OverridesParser.create().parse_overrides(list(hydra_cfg.overrides.task))
+    swept = {override.key_or_group for override in overrides if override.is_sweep_override()}
+    swept |= set(hydra_cfg.sweeper.get("params") or {})
+    shared = OmegaConf.to_container(
+        OmegaConf.masked_copy(config, [str(key) for key in config if key != "hydra"]),
+        enum_to_str=True,
+    )
+    return sweep.Record(
+        name=Path(hydra_cfg.sweep.dir).name,
+        question=_question(hydra_cfg),
+        command=shlex.join(["python", "run.py", *sys.argv[1:]]),
+        git_commit=git_commit(),
+        config=flatten(shared),
+        swept=sorted(swept),
+    )
+
+
+def _question(hydra_cfg: DictConfig) -> str:
+    """Line 1 of a sweep's own yaml, without the command in it."""
+    name = hydra_cfg.job.config_name
+    files = [Path(source.path) / f"{name}.yaml" for source in hydra_cfg.runtime.config_sources]
+    found = [file for file in files if name != "config" and file.is_file()]
+    if not found:
+        return ""
+    line = found[0].read_text().partition("\n")[0]
+    return line.removeprefix("#").partition(" python run.py")[0].strip()
 
 
 def _share_time(config: DictConfig, key: str) -> None:
@@ -93,17 +148,46 @@ def main(cfg: DictConfig) -> float | None:
     """The task of `run.py`: one run in Hydra's run folder; returns the optimized metric's value."""
     hydra_cfg = HydraConfig.get()
     folder = RunFolder(Path(hydra_cfg.runtime.output_dir))
+    if hydra_cfg.mode is RunMode.MULTIRUN:
+        return _job(cfg, folder, retry_failed=hydra_cfg.callbacks.sweep.retry_failed)
     try:
         metrics = run(cfg, folder)
     except UserError as error:
         folder.remove_if_empty()
-        if hydra_cfg.mode is RunMode.MULTIRUN:  # the sweep goes on with its other jobs
-            raise
         fail(error)
         raise
     if metrics["status"] == Status.stopped:
         sys.exit(128 + metrics["signal"])
     return metrics["metrics"].get(tags.optimized_metric(plain(cfg)))
+
+
+def _job(cfg: DictConfig, folder: RunFolder, *, retry_failed: bool) -> float:
+    """One job of a sweep; the others go on where it fails, and it is then worth nothing (nan).
+
+    Raises UserError where its folder is not its own: nothing is written there.
+    """
+    config = plain(cfg)
+    status = sweep.state(folder, retry_failed=retry_failed)
+    if status is Status.failed and not retry_failed:
+        return math.nan
+    try:
+        metrics = run(cfg, folder)
+    except NotThisRuns:
+        raise
+    except Exception as error:
+        log.error("failed: %s: %s", folder.path.name, one_line(error))
+        text = traceback.format_exc()
+        distributed.world().first(
+            lambda: folder.record_failure(
+                _config_files(cfg, config),
+                {"objective": config["objective"]["_target_"].rpartition(".")[2].lower()},
+                text,
+            )
+        )
+        return math.nan
+    if metrics["status"] == Status.stopped:
+        sys.exit(128 + metrics["signal"])
+    return metrics["metrics"].get(tags.optimized_metric(config), math.nan)
 
 
 def run(cfg: DictConfig, folder: RunFolder) -> dict[str, Any]:
@@ -148,13 +232,26 @@ def _teacher_config(config: dict[str, Any]) -> DictConfig:
 
 
 def _config_files(cfg: DictConfig, config: dict[str, Any]) -> dict[str, str]:
-    """What Hydra would write into .hydra/, the config resolved so that it stands for itself."""
+    """What Hydra would write into .hydra/, the config resolved so that it stands for itself.
+
+    And the command that makes this run alone.
+    """
     hydra_cfg = HydraConfig.get()
     return {
+        "command.txt": _command(hydra_cfg) + "\n",
         "config.yaml": OmegaConf.to_yaml(OmegaConf.create(config)),
         "overrides.yaml": OmegaConf.to_yaml(hydra_cfg.overrides.task),
         "hydra.yaml": OmegaConf.to_yaml(OmegaConf.create({"hydra": hydra_cfg})),
     }
+
+
+def _command(hydra_cfg: DictConfig) -> str:
+    words = ["python", "run.py"]
+    if hydra_cfg.job.config_name != "config":
+        (own,) = [s.path for s in hydra_cfg.runtime.config_sources if s.provider == "command-line"]
+        words += ["-cd", os.path.relpath(own), "-cn", hydra_cfg.job.config_name, "hydra.mode=RUN"]
+    words.append(f"hydra.run.dir={os.path.relpath(hydra_cfg.runtime.output_dir)}")
+    return shlex.join([*words, *hydra_cfg.overrides.task])
 
 
 @contextmanager

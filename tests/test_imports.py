@@ -27,6 +27,7 @@ LAYERS = (
         "scm.progress",
         "scm.interrupts",
         "scm.validate",
+        "scm.sweep",
     ),
     ("scm.dual", "scm.nets"),
     (
