@@ -23,7 +23,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from scm import distributed, sweep, tags, validate
+from scm import distributed, report, sweep, tags, validate
 from scm.config import one_line, plain
 from scm.errors import UserError
 from scm.runfolder import NotThisRuns, RunFolder, Status, flatten
@@ -71,21 +71,29 @@ class Sweep(Callback):
         _share_time(config, "hydra.sweep.dir")
         folder = Path(config.hydra.sweep.dir)
         quoted = str(folder).replace("\\", "\\\\").replace("'", "\\'")
-        config.hydra.overrides.hydra.append(f"hydra.sweep.dir='{quoted}'")
+        swept = _swept(config.hydra)
+        shared = [key for key in _keys(config.hydra, choices=False) if key not in swept]
+        config.hydra.overrides.hydra += [  # of every job
+            f"hydra.sweep.dir='{quoted}'",
+            f"hydra.job.config.override_dirname.exclude_keys=[{','.join(map(repr, shared))}]",
+        ]
         try:
             distributed.world().first(lambda: sweep.begin(folder, _sweep_record(config)))
         except UserError as error:
             fail(error)
 
+    def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
+        """Write the report; exit code 1 where a job of the sweep has failed."""
+        world = distributed.world()
+        if world.is_first and not report.report_sweep(Path(config.hydra.sweep.dir)):
+            sys.exit(1)
+
 
 def _sweep_record(config: DictConfig) -> sweep.Record:
-    """What is asked: the swept keys are the sweeper's params and the overrides with choices."""
+    """What sweep.json is to keep."""
     from scm.runtime import git_commit  # imports torch
 
     hydra_cfg = config.hydra
-    overrides = OverridesParser.create().parse_overrides(list(hydra_cfg.overrides.task))
-    swept = {override.key_or_group for override in overrides if override.is_sweep_override()}
-    swept |= set(hydra_cfg.sweeper.get("params") or {})
     shared = OmegaConf.to_container(
         OmegaConf.masked_copy(config, [str(key) for key in config if key != "hydra"]),
         enum_to_str=True,
@@ -96,8 +104,19 @@ def _sweep_record(config: DictConfig) -> sweep.Record:
         command=shlex.join(["python", "run.py", *sys.argv[1:]]),
         git_commit=git_commit(),
         config=flatten(shared),
-        swept=sorted(swept),
+        swept=_swept(hydra_cfg),
     )
+
+
+def _swept(hydra_cfg: DictConfig) -> list[str]:
+    """Keys and groups in which jobs differ: the sweeper's params, and overrides with choices."""
+    return sorted({*_keys(hydra_cfg, choices=True), *(hydra_cfg.sweeper.get("params") or {})})
+
+
+def _keys(hydra_cfg: DictConfig, *, choices: bool) -> list[str]:
+    """Keys and groups of the command line's overrides, with several choices or with one."""
+    overrides = OverridesParser.create().parse_overrides(list(hydra_cfg.overrides.task))
+    return [o.key_or_group for o in overrides if o.is_sweep_override() == choices]
 
 
 def _question(hydra_cfg: DictConfig) -> str:

@@ -44,13 +44,16 @@ def sweep_name(config_name: str, overrides: Sequence[str]) -> str:
     return f"{_plain(keys)[:LONGEST_SWEEP]}-{_hash(overrides)}"
 
 
-def job_name(overrides: Sequence[str]) -> str:
+def job_name(overrides: Sequence[str], shared: Sequence[str] = ()) -> str:
     """The folder of a job: its overrides by key, the seed last; long ones shortened, with a hash.
 
-    >>> job_name(["seed=0", "weighting=unit"])
-    'weighting=unit,seed=0'
+    ["seed=0", "weighting=unit"] is weighting=unit,seed=0. Keys in `shared` are left out: what they
+    say is the same in all jobs, and `begin` refuses another value.
     """
+    overrides = [o for o in overrides if o.lstrip("+~").partition("=")[0] not in shared]
     parts = sorted((_split(o) for o in overrides), key=lambda part: (part[0] == "seed", part))
+    if not parts:
+        return "only"
     text = ",".join("=".join(part) for part in parts)
     if PLAIN.fullmatch(text) and len(text) <= LONGEST_JOB:
         return text
