@@ -41,8 +41,8 @@ font:16px/1.5 system-ui,-apple-system,"Segoe UI",Roboto,sans-serif}
 h1{font-size:1.6rem;line-height:1.25;margin:.2em 0}h2{font-size:1.15rem;margin:2em 0 .6em}
 p,li{max-width:75ch}.soft{color:var(--soft);font-size:.9rem}
 code,pre{font:.85rem/1.45 ui-monospace,Menlo,Consolas,monospace}
-pre{background:var(--card);border:1px solid var(--edge);border-radius:6px;padding:10px;overflow:auto;
-white-space:pre-wrap;overflow-wrap:anywhere}
+pre{background:var(--card);border:1px solid var(--edge);border-radius:6px;padding:10px;
+overflow:auto;white-space:pre-wrap;overflow-wrap:anywhere}
 .scroll{overflow-x:auto;border:1px solid var(--edge);border-radius:8px}
 table{border-collapse:collapse;width:100%;font-size:.92rem;font-variant-numeric:tabular-nums}
 th,td{padding:8px 12px;text-align:left;border-bottom:1px solid var(--edge);vertical-align:top}

@@ -75,7 +75,7 @@ def command(*arguments):
         cwd=REPOSITORY,
         capture_output=True,
         text=True,
-        timeout=180,
+        timeout=600,
     )
 
 
@@ -111,14 +111,14 @@ def test_a_failing_job_is_recorded_and_tried_again_when_asked(tmp_path):
 def test_a_killed_sweep_goes_on(tmp_path):
     """SIGKILL in the first job's middle: the same command resumes it and does the second."""
     jobs = ["-m", f"hydra.sweep.dir={tmp_path}", *SMALL[:-1], "seed=0,1"]
-    jobs += ["trainer.budget.steps=60", "trainer.save_every=5", "trainer.evaluate_every=1000"]
+    jobs += ["trainer.budget.steps=40", "trainer.save_every=5", "trainer.evaluate_every=1000"]
     process = subprocess.Popen(
         [sys.executable, "run.py", *jobs],
         cwd=REPOSITORY,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
     )
-    deadline = time.monotonic() + 90
+    deadline = time.monotonic() + 300
     while not list(tmp_path.glob("*/checkpoints/step-*.pt")) and time.monotonic() < deadline:
         time.sleep(0.01)
     os.kill(process.pid, signal.SIGKILL)
@@ -131,3 +131,19 @@ def test_a_killed_sweep_goes_on(tmp_path):
     other = command(*jobs[:-1], "trainer.evaluate_every=999")
     assert other.returncode == 2 and other.stderr.count("\n") == 1
     assert "trainer.evaluate_every=999 (there: 1000)" in other.stderr
+
+
+@pytest.mark.slow
+def test_the_toys_grid_ends_with_a_report(tmp_path):
+    small = ["trainer.budget.steps=4", "trainer.evaluate_every=2", "trainer.batch_size=16"]
+    small += ["trainer.threads=1", *TINY["mlp"][1:]]
+    sweep_dir = f"hydra.sweep.dir={tmp_path}"
+    ended = command("-cd", "sweeps", "-cn", "toy", sweep_dir, *small)
+    assert ended.returncode == 0, ended.stderr
+    jobs = {f"weighting={w},seed={s}" for w in ("unit", "no_prior") for s in (0, 1, 2)}
+    assert statuses(tmp_path) == dict.fromkeys(jobs, "done")
+    assert "Does the weight matter on the toy" in (tmp_path / "report.html").read_text()
+    table = (tmp_path / "summary.md").read_text()
+    assert table.count("3 done") == 2 and "toy one_step rms" in table
+    said = (tmp_path / "weighting=unit,seed=0" / ".hydra" / "command.txt").read_text()
+    assert said.startswith("python run.py -cd sweeps -cn toy hydra.mode=RUN hydra.run.dir=")
