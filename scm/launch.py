@@ -267,8 +267,10 @@ def _config_files(cfg: DictConfig, config: dict[str, Any]) -> dict[str, str]:
 def _command(hydra_cfg: DictConfig) -> str:
     words = ["python", "run.py"]
     if hydra_cfg.job.config_name != "config":
-        (own,) = [s.path for s in hydra_cfg.runtime.config_sources if s.provider == "command-line"]
-        words += ["-cd", os.path.relpath(own), "-cn", hydra_cfg.job.config_name, "hydra.mode=RUN"]
+        sources = hydra_cfg.runtime.config_sources
+        for own in (source.path for source in sources if source.provider == "command-line"):
+            words += ["-cd", os.path.relpath(own)]
+        words += ["-cn", hydra_cfg.job.config_name, "hydra.mode=RUN"]
     words.append(f"hydra.run.dir={os.path.relpath(hydra_cfg.runtime.output_dir)}")
     return shlex.join([*words, *hydra_cfg.overrides.task])
 

@@ -144,6 +144,6 @@ def test_the_toys_grid_ends_with_a_report(tmp_path):
     assert statuses(tmp_path) == dict.fromkeys(jobs, "done")
     assert "Does the weight matter on the toy" in (tmp_path / "report.html").read_text()
     table = (tmp_path / "summary.md").read_text()
-    assert table.count("3 done") == 2 and "toy one_step rms" in table
+    assert table.count("3 done") == 2 and "toy one step rms" in table
     said = (tmp_path / "weighting=unit,seed=0" / ".hydra" / "command.txt").read_text()
     assert said.startswith("python run.py -cd sweeps -cn toy hydra.mode=RUN hydra.run.dir=")
