@@ -215,21 +215,54 @@ class ObjectiveConfig(Targeted):
 
 @dataclass
 class ConsistencyConfig(ObjectiveConfig):
-    """sct."""
+    """What all consistency objectives have."""
 
     tangent: TangentConfig = MISSING
     tangent_warmup_steps: int = MISSING
-    jvp: Jvp = MISSING
     init: str | None = MISSING  # a path whose EMA weights to start from
 
 
 @dataclass
-class SCDConfig(ConsistencyConfig):
-    """scd. `init` may be `teacher`."""
+class DistillationConfig(ConsistencyConfig):
+    """What both distillations have. `init` may be `teacher`."""
 
     teacher: str | None = MISSING
     teacher_recipe: str | None = MISSING
     teacher_overrides: list[str] = MISSING
+
+
+@dataclass
+class SCTConfig(ConsistencyConfig):
+    """sct."""
+
+    jvp: Jvp = MISSING
+
+
+@dataclass
+class SCDConfig(DistillationConfig):
+    """scd."""
+
+    jvp: Jvp = MISSING
+
+
+@dataclass
+class DiscreteCTConfig(ConsistencyConfig):
+    """discrete_ct."""
+
+    N: int = MISSING
+    sigma_min: float = MISSING
+    sigma_max: float = MISSING
+    rho: float = MISSING
+
+
+@dataclass
+class DiscreteCDConfig(DistillationConfig):
+    """discrete_cd."""
+
+    N: int = MISSING
+    sigma_min: float = MISSING
+    sigma_max: float = MISSING
+    rho: float = MISSING
 
 
 @dataclass
@@ -339,8 +372,10 @@ SCHEMAS: dict[tuple[str | None, str], type] = {
     ("model/time_embedding", "schema_positional"): PositionalConfig,
     ("model/time_embedding", "schema_fourier"): FourierConfig,
     ("objective", "schema_diffusion"): ObjectiveConfig,
-    ("objective", "schema_sct"): ConsistencyConfig,
+    ("objective", "schema_sct"): SCTConfig,
     ("objective", "schema_scd"): SCDConfig,
+    ("objective", "schema_discrete_ct"): DiscreteCTConfig,
+    ("objective", "schema_discrete_cd"): DiscreteCDConfig,
     ("objective/tangent", "schema_normalize"): NormalizeConfig,
     ("objective/tangent", "schema_clip"): ClipConfig,
     ("objective/tangent", "schema_raw"): TangentConfig,

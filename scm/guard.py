@@ -25,6 +25,7 @@ TARGETS = {  # what may be called, by where it stands
     "hydra.launcher._target_": rf"{OWN}Launcher|{PLUGIN}Launcher",
     "hydra.sweeper._target_": rf"{OWN}Sweeper|{PLUGIN}Sweeper",
     "hydra.callbacks.check_first._target_": r"scm\.launch\.CheckFirst",
+    "hydra.callbacks.sweep._target_": r"scm\.launch\.Sweep",
 }
 LOGGING = ("hydra.job_logging", "hydra.hydra_logging")
 HANDLERS = ("logging.StreamHandler", "logging.NullHandler")

@@ -4,8 +4,11 @@ No torch is imported before the run is known to be possible, so a mistake is ans
 """
 
 import logging
+import math
 import os
+import shlex
 import sys
+import traceback
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -13,18 +16,19 @@ from typing import TYPE_CHECKING, Any
 
 from hydra import compose
 from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException, InstantiationException
 from hydra.experimental.callback import Callback
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from scm import distributed, guard, tags, validate
+from scm import distributed, guard, report, sweep, tags, validate
 from scm.cli import fail
 from scm.config import one_line, plain
 from scm.errors import UserError
 from scm.files import refusals_named
-from scm.runfolder import RunFolder, Status, flatten
+from scm.runfolder import NotThisRuns, RunFolder, Status, flatten
 
 if TYPE_CHECKING:
     from scm.experiment import Experiment
@@ -40,12 +44,12 @@ INHERITED = (
 )  # by a recipe's teacher
 
 
+OmegaConf.register_new_resolver("sweep_name", sweep.sweep_name, replace=True)
+OmegaConf.register_new_resolver("job_name", sweep.job_name, replace=True)
+
+
 class CheckFirst(Callback):
     """Refuses an impossible run before Hydra makes its folder."""
-
-    def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
-        """All processes name the sweep's folder alike; Hydra's jobs inherit the resolved time."""
-        _share_time(config, "hydra.sweep.dir")
 
     def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
         """Exit with code 2 and one line on standard error."""
@@ -58,6 +62,76 @@ class CheckFirst(Callback):
             fail(error)
         except OmegaConfBaseException as error:  # an interpolation to nowhere, a missing value
             fail(one_line(error))
+
+
+class Sweep(Callback):
+    """Begins a sweep, or goes on with it, and reports at its end."""
+
+    def __init__(self, *, retry_failed: bool) -> None:
+        self.retry_failed = retry_failed  # `main` reads it in the job's config
+
+    def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
+        """Fix the folder for all jobs, in whatever process; refuse one of another sweep."""
+        _share_time(config, "hydra.sweep.dir")
+        folder = Path(config.hydra.sweep.dir)
+        quoted = str(folder).replace("\\", "\\\\").replace("'", "\\'")
+        swept = _swept(config.hydra)
+        shared = [key for key in _keys(config.hydra, choices=False) if key not in swept]
+        config.hydra.overrides.hydra += [  # of every job
+            f"hydra.sweep.dir='{quoted}'",
+            f"hydra.job.config.override_dirname.exclude_keys=[{','.join(map(repr, shared))}]",
+        ]
+        try:
+            distributed.world().first(lambda: sweep.begin(folder, _sweep_record(config)))
+        except UserError as error:
+            fail(error)
+
+    def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
+        """Write the report; exit code 1 where a job of the sweep has failed."""
+        world = distributed.world()
+        if world.is_first and not report.report_sweep(Path(config.hydra.sweep.dir)):
+            sys.exit(1)
+
+
+def _sweep_record(config: DictConfig) -> sweep.Record:
+    """What sweep.json is to keep."""
+    from scm.runtime import git_commit  # imports torch
+
+    hydra_cfg = config.hydra
+    shared = OmegaConf.to_container(
+        OmegaConf.masked_copy(config, [str(key) for key in config if key != "hydra"]),
+        enum_to_str=True,
+    )
+    return sweep.Record(
+        name=Path(hydra_cfg.sweep.dir).name,
+        question=_question(hydra_cfg),
+        command=shlex.join(["python", "run.py", *sys.argv[1:]]),
+        git_commit=git_commit(),
+        config=flatten(shared),
+        swept=_swept(hydra_cfg),
+    )
+
+
+def _swept(hydra_cfg: DictConfig) -> list[str]:
+    """Keys and groups in which jobs differ: the sweeper's params, and overrides with choices."""
+    return sorted({*_keys(hydra_cfg, choices=True), *(hydra_cfg.sweeper.get("params") or {})})
+
+
+def _keys(hydra_cfg: DictConfig, *, choices: bool) -> list[str]:
+    """Keys and groups of the command line's overrides, with several choices or with one."""
+    overrides = OverridesParser.create().parse_overrides(list(hydra_cfg.overrides.task))
+    return [o.key_or_group for o in overrides if o.is_sweep_override() == choices]
+
+
+def _question(hydra_cfg: DictConfig) -> str:
+    """Line 1 of a sweep's own yaml, without the command in it."""
+    name = hydra_cfg.job.config_name
+    files = [Path(source.path) / f"{name}.yaml" for source in hydra_cfg.runtime.config_sources]
+    found = [file for file in files if name != "config" and file.is_file()]
+    if not found:
+        return ""
+    line = found[0].read_text().partition("\n")[0]
+    return line.removeprefix("#").partition(" python run.py")[0].strip()
 
 
 def _share_time(config: DictConfig, key: str) -> None:
@@ -96,17 +170,46 @@ def main(cfg: DictConfig) -> float | None:
     """The task of `run.py`: one run in Hydra's run folder; returns the optimized metric's value."""
     hydra_cfg = HydraConfig.get()
     folder = RunFolder(Path(hydra_cfg.runtime.output_dir))
+    if hydra_cfg.mode is RunMode.MULTIRUN:
+        return _job(cfg, folder, retry_failed=hydra_cfg.callbacks.sweep.retry_failed)
     try:
         with refusals_named():
             metrics = run(cfg, folder)
     except UserError as error:
         folder.remove_if_empty()
-        if hydra_cfg.mode is RunMode.MULTIRUN:  # the sweep goes on with its other jobs
-            raise
         fail(error)
     if metrics["status"] == Status.stopped:
         sys.exit(128 + metrics["signal"])
     return metrics["metrics"].get(tags.optimized_metric(plain(cfg)))
+
+
+def _job(cfg: DictConfig, folder: RunFolder, *, retry_failed: bool) -> float:
+    """One job of a sweep; the others go on where it fails, and it is then worth nothing (nan).
+
+    Raises UserError where its folder is not its own: nothing is written there.
+    """
+    config = plain(cfg)
+    status = sweep.state(folder, retry_failed=retry_failed)
+    if status is Status.failed and not retry_failed:
+        return math.nan
+    try:
+        metrics = run(cfg, folder)
+    except NotThisRuns:
+        raise
+    except Exception as error:
+        log.error("failed: %s: %s", folder.path.name, one_line(error))
+        text = traceback.format_exc()
+        distributed.world().first(
+            lambda: folder.record_failure(
+                _config_files(cfg, config),
+                {"objective": config["objective"]["_target_"].rpartition(".")[2].lower()},
+                text,
+            )
+        )
+        return math.nan
+    if metrics["status"] == Status.stopped:
+        sys.exit(128 + metrics["signal"])
+    return metrics["metrics"].get(tags.optimized_metric(config), math.nan)
 
 
 def run(cfg: DictConfig, folder: RunFolder) -> dict[str, Any]:
@@ -151,13 +254,28 @@ def _teacher_config(config: dict[str, Any]) -> DictConfig:
 
 
 def _config_files(cfg: DictConfig, config: dict[str, Any]) -> dict[str, str]:
-    """What Hydra would write into .hydra/, the config resolved so that it stands for itself."""
+    """What Hydra would write into .hydra/, the config resolved so that it stands for itself.
+
+    And the command that makes this run alone.
+    """
     hydra_cfg = HydraConfig.get()
     return {
+        "command.txt": _command(hydra_cfg) + "\n",
         "config.yaml": OmegaConf.to_yaml(OmegaConf.create(config)),
         "overrides.yaml": OmegaConf.to_yaml(hydra_cfg.overrides.task),
         "hydra.yaml": OmegaConf.to_yaml(OmegaConf.create({"hydra": hydra_cfg})),
     }
+
+
+def _command(hydra_cfg: DictConfig) -> str:
+    words = ["python", "run.py"]
+    if hydra_cfg.job.config_name != "config":
+        sources = hydra_cfg.runtime.config_sources
+        for own in (source.path for source in sources if source.provider == "command-line"):
+            words += ["-cd", os.path.relpath(own)]
+        words += ["-cn", hydra_cfg.job.config_name, "hydra.mode=RUN"]
+    words.append(f"hydra.run.dir={os.path.relpath(hydra_cfg.runtime.output_dir)}")
+    return shlex.join([*words, *hydra_cfg.overrides.task])
 
 
 class LogFile(logging.FileHandler):

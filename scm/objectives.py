@@ -1,4 +1,4 @@
-"""The objectives: diffusion, consistency training (sCT), consistency distillation (sCD).
+"""The objectives: diffusion, consistency training (sCT), distillation (sCD), and both with N steps.
 
 The one place where path, tangent, weights and network meet. An objective returns per-sample losses
 and named terms; it knows nothing of steps of an optimiser, of logging or of files.
@@ -7,7 +7,7 @@ and named terms; it knows nothing of steps of an optimiser, of logging or of fil
 import copy
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Self
 
@@ -16,7 +16,14 @@ from torch import Tensor, nn
 
 from scm import schedules, trigflow
 from scm.config import Jvp, Norm
-from scm.tangent import JVPS, TangentControl, network_tangent, norm_of, rearranged_tangent
+from scm.tangent import (
+    JVPS,
+    TangentControl,
+    difference_tangent,
+    network_tangent,
+    norm_of,
+    rearranged_tangent,
+)
 from scm.weighting import Weighting, adaptive_loss
 
 
@@ -114,11 +121,19 @@ class Diffusion(Objective):
         return self._weighted(mean_square(self.sigma_data * F - v_t), w, draw.t, {})
 
 
-class Consistency(Objective):
-    """e^w ||F - F^- - g||^2 / D - w: Algorithm 1 of Lu & Song 2025.
+@dataclass(frozen=True)
+class Path:
+    """Where a batch stands on its way from data to noise."""
 
-    F^- is F without gradient, g the (weighted, normalised) rearranged tangent along
-    `path_velocity`, the one thing in which training and distillation differ.
+    t: Tensor  # (B,) radians
+    x_t: Tensor  # (B, C, H, W)
+    dxdt: Tensor  # (B, C, H, W) the direction in which the consistency function shall not change
+
+
+class Consistency(Objective):
+    """e^w ||F - F^- - g||^2 / D - w, F^- being F without gradient and g a tangent of f.
+
+    Training and distillation differ in `path_velocity`, continuous and discrete time in `tangent`.
     """
 
     learns_velocity = False
@@ -128,23 +143,49 @@ class Consistency(Objective):
         *,
         tangent_warmup_steps: int,  # H
         tangent: TangentControl,  # what is done to g
-        jvp: Jvp | str,  # how dF/dt is computed
-        P_mean: float,
-        P_std: float,
-        adaptive_weight: bool,
-        weighting: Weighting,
-        sigma_data: float,
+        **common: Any,  # of every objective
     ) -> None:
-        super().__init__(
-            P_mean=P_mean,
-            P_std=P_std,
-            adaptive_weight=adaptive_weight,
-            weighting=weighting,
-            sigma_data=sigma_data,
-        )
+        super().__init__(**common)
         self.tangent_warmup_steps = tangent_warmup_steps
         self.tangent = tangent
-        self.jvp = JVPS[Jvp(jvp)]
+
+    @abstractmethod
+    def path_velocity(self, draw: Draw, x_t: Tensor) -> Tensor:
+        """dx/dt (B, C, H, W) of the path along which the consistency function shall not change."""
+
+    @abstractmethod
+    def tangent_of(
+        self, net: nn.Module, draw: Draw, path: Path, r: float
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """F (B, C, H, W) and w (B,), recorded for autograd, and g (B, C, H, W), not recorded."""
+
+    def times(self, t: Tensor) -> Tensor:
+        """The times (B,) that stand for the drawn ones."""
+        return t
+
+    def loss(self, net: nn.Module, draw: Draw, step: int) -> Loss:
+        """The network's squared distance from its own value moved by the tangent, per sample."""
+        draw = replace(draw, t=self.times(draw.t))
+        x_t = trigflow.interpolate(draw.x0, draw.z, draw.t)
+        with torch.no_grad():
+            path = Path(draw.t, x_t, self.path_velocity(draw, x_t))
+        r = schedules.tangent_warmup(step, self.tangent_warmup_steps)
+        F, w, g = self.tangent_of(net, draw, path, r)
+        with torch.no_grad():
+            raw_norm = norm_of(g, Norm.rms)
+            scale = self.weighting.on_tangent(draw.t)
+            target = F + self.tangent(trigflow.broadcast(scale, g) * g)
+        terms = {"tangent/rms": raw_norm, "tangent/r": torch.full_like(raw_norm, r)}
+        # The squared error's value is ||g||^2 / D: only its gradient, through F, is about F^-.
+        return self._weighted(mean_square(F - target), w, draw.t, terms)
+
+
+class Continuous(Consistency):
+    """g is the rearranged tangent, by JVP: Algorithm 1 of Lu & Song 2025."""
+
+    def __init__(self, *, jvp: Jvp | str, **consistency: Any) -> None:
+        super().__init__(**consistency)
+        self.jvp = JVPS[Jvp(jvp)]  # how dF/dt is computed
 
     def compiled(self, compile: Callable[[Any], Any]) -> Self:
         """As above, with the pass that carries the tangent."""
@@ -152,48 +193,75 @@ class Consistency(Objective):
         mine.jvp = compile(self.jvp)
         return mine
 
-    @abstractmethod
-    def path_velocity(self, draw: Draw, x_t: Tensor) -> Tensor:
-        """dx/dt (B, C, H, W) of the path along which the consistency function shall not change."""
-
-    def loss(self, net: nn.Module, draw: Draw, step: int) -> Loss:
-        """The network's squared distance from its own value moved by the tangent, per sample."""
-        x_t = trigflow.interpolate(draw.x0, draw.z, draw.t)
-        with torch.no_grad():
-            dxdt = self.path_velocity(draw, x_t)
+    def tangent_of(
+        self, net: nn.Module, draw: Draw, path: Path, r: float
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """One pass with a JVP."""
         at = network_tangent(
             lambda x, t: net(x, t, draw.label),
-            x_t,
-            draw.t,
-            dxdt,
+            path.x_t,
+            path.t,
+            path.dxdt,
             sigma_data=self.sigma_data,
             jvp=self.jvp,
         )
         with torch.no_grad():
-            r = schedules.tangent_warmup(step, self.tangent_warmup_steps)
-            g = rearranged_tangent(at.F, at.dF, x_t, dxdt, draw.t, r=r, sigma_data=self.sigma_data)
-            raw_norm = norm_of(g, Norm.rms)
-            scale = self.weighting.on_tangent(draw.t)
-            target = at.F + self.tangent(trigflow.broadcast(scale, g) * g)
-        terms = {"tangent/rms": raw_norm, "tangent/r": torch.full_like(raw_norm, r)}
-        # The squared error's value is ||g||^2 / D: only its gradient, through F, is about F^-.
-        return self._weighted(mean_square(at.F - target), at.w, draw.t, terms)
+            g = rearranged_tangent(
+                at.F, at.dF, path.x_t, path.dxdt, path.t, r=r, sigma_data=self.sigma_data
+            )
+        return at.F, at.w, g
 
 
-class SCT(Consistency):
-    """Consistency training: the velocity of one data and noise pair (Lu & Song 2025, sec. 4)."""
+class Discrete(Consistency):
+    """g is a difference of f over one of the N intervals of EDM's grid.
 
-    name = "sct"
+    With `Raw` tangents this is the discrete-time loss ||f(x_t, t) - f^-(x_s, s)||^2 (Song et al.
+    2023) but for a weight of t: that which makes its gradient the continuous one as N grows.
+    """
+
+    def __init__(
+        self, *, N: int, sigma_min: float, sigma_max: float, rho: float, **consistency: Any
+    ) -> None:
+        super().__init__(**consistency)
+        self.grid = schedules.karras_times(
+            N, sigma_min=sigma_min, sigma_max=sigma_max, rho=rho, sigma_data=self.sigma_data
+        ).flip(0)  # (N + 1,) from 0 upwards
+
+    def times(self, t: Tensor) -> Tensor:
+        """The upper ends of the intervals that hold the drawn times."""
+        grid = self.grid.to(t)
+        return grid[self._upper(t)]
+
+    def _upper(self, t: Tensor) -> Tensor:
+        return torch.searchsorted(self.grid.to(t), t).clamp(1, len(self.grid) - 1)
+
+    def tangent_of(
+        self, net: nn.Module, draw: Draw, path: Path, r: float
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """A pass at each end of the interval, both with the same dropout masks."""
+        s = self.grid.to(path.t)[self._upper(path.t) - 1]
+        x_s = trigflow.step(path.x_t, path.dxdt, path.t, s)
+        devices = [path.x_t.device] if path.x_t.is_cuda else []
+        with torch.random.fork_rng(devices=devices), torch.no_grad():
+            F_s, _ = self.call(net, x_s / self.sigma_data, s, draw.label)
+        F, w = self.call(net, path.x_t / self.sigma_data, path.t, draw.label)
+        with torch.no_grad():
+            sd = self.sigma_data
+            f_s = trigflow.consistency(x_s, F_s, s, sd)
+            g = difference_tangent(F, f_s, path.x_t, path.dxdt, path.t, s, r=r, sigma_data=sd)
+        return F, w, g
+
+
+class Training(Consistency):
+    """The velocity of one data and noise pair (Lu & Song 2025, sec. 4)."""
 
     def path_velocity(self, draw: Draw, x_t: Tensor) -> Tensor:
         """dx/dt = cos(t) z - sin(t) x0."""
         return trigflow.velocity(draw.x0, draw.z, draw.t)
 
 
-class SCD(Consistency):
-    """Consistency distillation: the velocity of a diffusion teacher (Lu & Song 2025, sec. 4)."""
-
-    name = "scd"
+class Distillation(Consistency):
+    """The velocity of a diffusion teacher (Lu & Song 2025, sec. 4)."""
 
     def __init__(self, *, teacher: nn.Module, **consistency: Any) -> None:
         super().__init__(**consistency)
@@ -203,3 +271,27 @@ class SCD(Consistency):
         """dx/dt = sigma_data F_teacher(x_t / sigma_data, t)."""
         F, _ = self.call(self.teacher, x_t / self.sigma_data, draw.t, draw.label)
         return self.sigma_data * F
+
+
+class SCT(Continuous, Training):
+    """Consistency training in continuous time."""
+
+    name = "sct"
+
+
+class SCD(Continuous, Distillation):
+    """Consistency distillation in continuous time."""
+
+    name = "scd"
+
+
+class DiscreteCT(Discrete, Training):
+    """Consistency training with N steps."""
+
+    name = "discrete_ct"
+
+
+class DiscreteCD(Discrete, Distillation):
+    """Consistency distillation with N steps."""
+
+    name = "discrete_cd"

@@ -32,6 +32,10 @@ class Status(StrEnum):
     done = "done"
 
 
+class NotThisRuns(UserError):
+    """A folder that another configuration, or another process, holds."""
+
+
 @dataclass(frozen=True)
 class RunFolder:
     """Paths and records of one run."""
@@ -78,16 +82,16 @@ class RunFolder:
     def check(self, config: dict[str, Any]) -> None:
         """Refuse a folder that is not empty and not this configuration's; changes nothing.
 
-        Raises UserError naming the first differing keys, or what the folder holds instead.
+        Raises NotThisRuns naming the first differing keys, or what the folder holds instead.
         """
         if self.path.is_file():
-            raise UserError(f"hydra.run.dir={self.path}: a file; name a folder")
+            raise NotThisRuns(f"hydra.run.dir={self.path}: a file; name a folder")
         if not self.path.exists():
             return
         if not self._config_file.exists():
             if self._only_prepared():
                 return
-            raise UserError(
+            raise NotThisRuns(
                 f"hydra.run.dir={self.path}: holds files but no run; name a new or empty folder"
             )
         theirs = flatten(yaml.safe_load(self._config_file.read_text()))
@@ -96,7 +100,7 @@ class RunFolder:
         if changed:
             shown = ", ".join(f"{k}={mine.get(k)} (there: {theirs.get(k)})" for k in changed[:4])
             more = f" and {len(changed) - 4} more" if len(changed) > 4 else ""
-            raise UserError(
+            raise NotThisRuns(
                 f"hydra.run.dir={self.path}: holds a run with another configuration: "
                 f"{shown}{more}; repeat its overrides to go on with it, or name another folder"
             )
@@ -109,7 +113,7 @@ class RunFolder:
     def open(self, config_files: dict[str, str]) -> TextIO:
         """Make the folder, lock it for this process, and write the composed config files.
 
-        Returns the lock: closing it, or ending the process, frees the folder. Raises UserError
+        Returns the lock: closing it, or ending the process, frees the folder. Raises NotThisRuns
         where another process works in it.
         """
         for folder in (self.path / ".hydra", self.checkpoints, self.samples):
@@ -120,12 +124,21 @@ class RunFolder:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError:
                 lock.close()
-                raise UserError(f"{self.path}: another process trains in this folder") from None
+                raise NotThisRuns(f"{self.path}: another process trains in this folder") from None
         for stale in [*self.path.rglob(".*.tmp")]:
             stale.unlink()
         for name, text in config_files.items():
             write_atomic(self.path / ".hydra" / name, text.encode())
         return lock
+
+    def record_failure(self, config_files: dict[str, str], more: dict[str, Any], text: str) -> None:
+        """Say that the run has failed, with its traceback, also where it never began.
+
+        `more` is what metrics.json then holds beside what the run has written itself.
+        """
+        with self.open(config_files):
+            found = {**more, "metrics": {}, **self.metrics()}
+            self.write_metrics({**found, "status": Status.failed, "traceback": text})
 
     def remove_if_empty(self) -> None:
         """Take away a folder that was made for a run that never began."""

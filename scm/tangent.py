@@ -15,7 +15,7 @@ from torch import Tensor
 from scm import dual
 from scm.config import Jvp as JvpName
 from scm.config import Norm
-from scm.trigflow import broadcast
+from scm.trigflow import broadcast, consistency
 
 Network = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]  # (x_t / sigma_data, t) -> (F, w)
 Jvp = Callable[..., tuple[Any, Any]]  # (function, primals, tangents) -> (value, tangent)
@@ -71,6 +71,28 @@ def rearranged_tangent(
     t = broadcast(t, x_t)
     cos, sin = torch.cos(t), torch.sin(t)
     return -(cos**2) * (sigma_data * F - dxdt) - r * (cos * sin * x_t + sigma_data * dF)
+
+
+def difference_tangent(
+    F: Tensor,
+    f_s: Tensor,
+    x_t: Tensor,
+    dxdt: Tensor,
+    t: Tensor,
+    s: Tensor,
+    *,
+    r: float,
+    sigma_data: float,
+) -> Tensor:
+    """g = r cos(t) (f(x_t, t) - f(x_s, s)) / (t - s) - (1 - r) cos^2(t) (sd F - dx/dt).
+
+    `rearranged_tangent` with a difference for df/dt (Song et al. 2023, discrete time): both are
+    the same in the limit s -> t, at every r. `f_s` is f(x_s, s), s < t.
+    """
+    f_t = consistency(x_t, F, t, sigma_data)
+    t, s = broadcast(t, x_t), broadcast(s, x_t)
+    change = torch.cos(t) * (f_t - f_s) / (t - s)
+    return r * change - (1 - r) * torch.cos(t) ** 2 * (sigma_data * F - dxdt)
 
 
 def norm_of(g: Tensor, norm: Norm) -> Tensor:

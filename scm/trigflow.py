@@ -53,6 +53,15 @@ def noise_estimate(x_t: Tensor, F: Tensor, t: Tensor, sigma_data: float) -> Tens
     return torch.sin(t) * x_t + torch.cos(t) * sigma_data * F
 
 
+def step(x_t: Tensor, dxdt: Tensor, t: Tensor, s: Tensor) -> Tensor:
+    """x_s = cos(t - s) x_t - sin(t - s) dx/dt, DDIM's step  (Lu & Song 2025, sec. 3).
+
+    Exact where dx/dt is the velocity of one data and noise pair: the pair then stays the same.
+    """
+    turn = broadcast(t - s, x_t)
+    return torch.cos(turn) * x_t - torch.sin(turn) * dxdt
+
+
 def sigma_from_time(t: Tensor, sigma_data: float) -> Tensor:
     """sigma = sigma_data tan(t), EDM's noise level  (Lu & Song 2025, sec. 3)."""
     return sigma_data * torch.tan(t)

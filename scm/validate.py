@@ -94,6 +94,10 @@ RANGES = {
     "objective.dropout": BELOW_1,
     "objective.lr": POSITIVE,
     "objective.tangent_warmup_steps": WHOLE,
+    "objective.N": COUNT,
+    "objective.sigma_min": POSITIVE,
+    "objective.sigma_max": POSITIVE,
+    "objective.rho": POSITIVE,
     "objective.tangent.c": AT_LEAST_0,
     "objective.tangent.bound": POSITIVE,
     "weighting.sigma_data": POSITIVE,
@@ -134,6 +138,7 @@ def check(config: dict[str, Any]) -> None:
     _check_paths(config)
     _check_samplers(config)
     _check_optimized_metric(config)
+    _check_grid("objective", config["objective"])
 
 
 def check_values(config: dict[str, Any]) -> None:
@@ -228,8 +233,10 @@ def check_sampler(name: str, sampler: dict[str, Any], objective: dict[str, Any])
             "objective trains a consistency function, which is none; "
             "use sampler=[one_step,two_step]"
         )
-    low, high = sampler.get("sigma_min"), sampler["sigma_max"]
-    if low is not None and low >= high:
-        raise UserError(
-            f"sampler.{name}.sigma_min={low}: must be below sampler.{name}.sigma_max={high}"
-        )
+    _check_grid(f"sampler.{name}", sampler)
+
+
+def _check_grid(key: str, grid: dict[str, Any]) -> None:
+    low, high = grid.get("sigma_min"), grid.get("sigma_max")
+    if low is not None and high is not None and low >= high:
+        raise UserError(f"{key}.sigma_min={low}: must be below {key}.sigma_max={high}")

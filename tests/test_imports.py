@@ -27,6 +27,12 @@ LAYERS = (
         "scm.progress",
         "scm.interrupts",
         "scm.validate",
+        "scm.sweep",
+        "scm.stats",
+        "scm.svg",
+        "scm.runs",
+        "scm.compare",
+        "scm.page",
     ),
     ("scm.dual", "scm.nets"),
     (
@@ -56,6 +62,7 @@ LAYERS = (
     ("scm.guard",),
     (
         "scm.launch",
+        "scm.report",
         "scm.sample",
         "scm.diagnose",
         "scm.subjects",
@@ -147,7 +154,9 @@ def test_library_code_never_sees_a_config(module):
     assert not any(name.split(".")[0] in ("omegaconf", "hydra") for name in IMPORTS[module])
 
 
-@pytest.mark.parametrize("module", ["run", "scm.config", "scm.runfolder", "scm.distributed"])
+@pytest.mark.parametrize(
+    "module", ["run", "scm.config", "scm.runfolder", "scm.distributed", "scm.report"]
+)
 def test_no_torch_before_the_work_starts(module):
     """--help and tab completion answer at once: torch alone takes seconds to import."""
     code = f"import sys, {module}; sys.exit('torch' in sys.modules)"

@@ -138,3 +138,91 @@ def test_the_exact_consistency_model_is_a_fixed_point_of_distillation():
         data.consistency_net, draw(), 1
     )
     assert loss.error.max() < 1e-25
+
+
+def discrete(kind, N, **more):
+    return kind(
+        N=N,
+        **{"sigma_min": 0.002, "sigma_max": 80.0, "rho": 7.0, "tangent_warmup_steps": H},
+        **{"tangent": tangent.Raw(), **common(weighting.Unit), **more},
+    )
+
+
+@pytest.mark.parametrize("step", [0, 3, 100])
+@pytest.mark.parametrize("name", ["ct", "cd"])
+def test_with_many_steps_the_discrete_gradient_is_the_continuous_one(name, step):
+    """The difference falls with 1/N, at every stage of the warm-up and with the tangent changed."""
+    net, d = WeightedNet(), draw()
+    teacher = GaussianData(s=0.9, sigma_data=SD).diffusion_net
+    more = {"tangent": tangent.Normalize(c=0.1, norm="rms"), **common(weighting.NoPrior)}
+    if name == "cd":
+        more["teacher"] = teacher
+    continuous = {"ct": objectives.SCT, "cd": objectives.SCD}[name](
+        tangent_warmup_steps=H, jvp="dual", **more
+    )
+    errors = []
+    for N in (4000, 8000):
+        kind = {"ct": objectives.DiscreteCT, "cd": objectives.DiscreteCD}[name]
+        objective = discrete(kind, N, **more)
+        at = objectives.Draw(x0=d.x0, z=d.z, t=objective.times(d.t), label=None)
+        mine = grads(net, objective.loss(net, at, step).loss)
+        limit = grads(net, continuous.loss(net, at, step).loss)
+        errors.append(max(float((a - b).abs().max()) for a, b in zip(mine, limit, strict=True)))
+    assert errors[1] < 2e-3
+    if step:  # at r = 0 there is no difference in it
+        assert 1.8 < errors[0] / errors[1] < 2.2
+
+
+def test_the_discrete_loss_is_the_squared_difference_of_f_weighted():
+    """||f - f^-||^2 of Song et al. 2023: its gradient, times cos / ((t - s) sd sin), is this."""
+    net, d = WeightedNet(), draw()
+    objective = discrete(objectives.DiscreteCT, 20, adaptive_weight=False)
+    grid = objective.grid
+    t = objective.times(d.t)
+    s = torch.stack([grid[grid < time].max() for time in t])
+    t4, s4 = t.view(-1, 1, 1, 1), s.view(-1, 1, 1, 1)
+    x_t, x_s = t4.cos() * d.x0 + t4.sin() * d.z, s4.cos() * d.x0 + s4.sin() * d.z
+    f_t = t4.cos() * x_t - t4.sin() * SD * net(x_t / SD, t)[0]
+    with torch.no_grad():
+        f_s = s4.cos() * x_s - s4.sin() * SD * net(x_s / SD, s)[0]
+    weight = t.cos() / ((t - s) * SD * t.sin())
+    naive = weight * ((f_t - f_s) ** 2).mean((1, 2, 3))
+    mine = grads(net, objective.loss(net, d, 100).loss)[0]
+    torch.testing.assert_close(mine, grads(net, naive)[0], rtol=1e-9, atol=1e-12)
+
+
+def test_drawn_times_become_the_upper_ends_of_their_intervals():
+    objective = discrete(objectives.DiscreteCT, 18)
+    grid = objective.grid
+    assert len(grid) == 19 and grid[0] == 0
+    torch.testing.assert_close(objective.times(grid[1:]), grid[1:], rtol=0, atol=0)
+    inside = (grid[:-1] + grid[1:]) / 2
+    torch.testing.assert_close(objective.times(inside), grid[1:], rtol=0, atol=0)
+    beyond = torch.tensor([0.0, 1.5707]).double()
+    torch.testing.assert_close(objective.times(beyond), grid[[1, -1]], rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("N", [2, 10])
+def test_data_of_one_point_are_a_fixed_point_for_every_N(N):
+    """f = x0 for all (x_t, t) is exact there, and both ends of every interval agree."""
+    x0, z, t = points()
+    x0 = torch.full_like(x0, 0.3)
+
+    def net(x, t, label=None):
+        t4 = t.view(-1, 1, 1, 1)
+        return (t4.cos() * x * SD - 0.3) / (t4.sin() * SD), torch.zeros_like(t)
+
+    loss = discrete(objectives.DiscreteCT, N).loss(
+        net, objectives.Draw(x0=x0, z=z, t=t, label=None), 100
+    )
+    assert loss.error.max() < 1e-24
+
+
+def test_discrete_distillation_of_gaussian_data_errs_with_the_square_of_the_step():
+    """At the exact consistency function its error is DDIM's: local order 2, so g of order 1."""
+    data = GaussianData(s=0.9, sigma_data=SD)
+    errors = []
+    for N in (200, 400):
+        objective = discrete(objectives.DiscreteCD, N, teacher=data.diffusion_net)
+        errors.append(float(objective.loss(data.consistency_net, draw(), 100).error.mean()))
+    assert 3.5 < errors[0] / errors[1] < 4.6 and errors[1] < 1e-3

@@ -60,3 +60,21 @@ def test_sigma_and_time_are_inverses_and_match_the_papers_t_max():
 def test_a_wrong_shape_of_time_is_named(t):
     with pytest.raises(ValueError, match=r"one time per image.*\(2, 1, 4, 4\)"):
         trigflow.interpolate(torch.zeros(2, 1, 4, 4), torch.zeros(2, 1, 4, 4), t)
+
+
+def test_a_step_along_a_pairs_velocity_keeps_the_pair():
+    x0, z, t = points()
+    s = 0.3 * t
+    x_t, v_t = trigflow.interpolate(x0, z, t), trigflow.velocity(x0, z, t)
+    torch.testing.assert_close(trigflow.step(x_t, v_t, t, s), trigflow.interpolate(x0, z, s))
+
+
+def test_the_exact_velocitys_step_has_local_order_2():
+    data = GaussianData(s=0.8, sigma_data=SD)
+    _, x, t = points()
+    errors = []
+    for h in (0.02, 0.01):
+        s = t - h
+        exact = data.consistency(x, t) / data.consistency(torch.ones_like(x), s)
+        errors.append(float((trigflow.step(x, data.velocity(x, t), t, s) - exact).abs().max()))
+    assert 3.6 < errors[0] / errors[1] < 4.4

@@ -16,7 +16,7 @@ from scm.benchmark.timing import Label, Work
 from scm.config import composed
 from scm.data import Dataset
 from scm.experiment import Experiment
-from scm.objectives import Consistency, Draw
+from scm.objectives import Continuous, Draw
 from scm.runfolder import RunFolder
 from scm.tangent import JVPS, Jvp
 from scm.train import draw_for_step, train_steps
@@ -97,7 +97,7 @@ class Workshop:
         objective, form = STEPS[label.case]
         experiment = self.experiment(label, f"objective={objective}")
         if form is not None:
-            assert isinstance(experiment.objective, Consistency)
+            assert isinstance(experiment.objective, Continuous)
             experiment.objective.jvp = FORMS[form]
         steps = train_steps(
             experiment.state,

@@ -1,0 +1,128 @@
+"""Compare runs: `python -m scm.report SWEEP_OR_RUNS... [--out FOLDER]`.
+
+Writes summary.csv (a row per run, all metrics), summary.md (a row per setting, means and 95 %
+intervals over seeds) and report.html, one page that needs nothing else. Reads the runs' own files
+only, so it may be called while they are running.
+"""
+
+import argparse
+import csv
+import io
+import logging
+import sys
+from html import escape
+from pathlib import Path
+from typing import Any
+
+from scm import page, sweep
+from scm.compare import Cell, Comparison, compared
+from scm.errors import UserError
+from scm.files import write_atomic
+from scm.runfolder import Status
+from scm.runs import Run, found
+
+log = logging.getLogger(__name__)
+
+NOTE = (
+    "Mean ± half the 95 % t interval over the seeds of finished runs. **Bold**: the best mean. "
+    "p: of no difference from it (t test, paired by seed where the seeds are the same, else "
+    "Welch's; Holm's correction within the column); ≈: p >= 0.05, not told apart."
+)
+FACTS = ("status", "objective", "steps", "images_seen", "seconds", "images_per_second")
+MORE_FACTS = ("parameters", "precision", "device", "git_commit")
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Write the three files; a user's mistake is one line and exit code 2."""
+    p = argparse.ArgumentParser(prog="python -m scm.report", description=main.__doc__)
+    p.add_argument("folders", nargs="+", type=Path, help="of a sweep, or of runs")
+    p.add_argument("--out", type=Path, help="folder to write into (default: the sweep's, or .)")
+    arguments = p.parse_args(argv)
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    folders: list[Path] = arguments.folders
+    own = folders[0] if len(folders) == 1 and (folders[0] / sweep.SWEEP_FILE).exists() else Path()
+    try:
+        write(folders, arguments.out or own)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+
+
+def write(folders: list[Path], out: Path) -> Comparison:
+    """Write summary.csv, summary.md and report.html into `out`."""
+    asked = sweep.read(folders[0]) if len(folders) == 1 else {}
+    result = compared(found(folders))
+    out.mkdir(parents=True, exist_ok=True)
+    write_atomic(out / "summary.csv", csv_table(result).encode())
+    write_atomic(out / "summary.md", markdown(result, asked).encode())
+    write_atomic(out / "report.html", page.html(result, asked, NOTE).encode())
+    log.info("compared: %s", out / "report.html")
+    return result
+
+
+def report_sweep(folder: Path) -> bool:
+    """Report at a sweep's end; whether none of its jobs has failed."""
+    try:
+        result = write([folder], folder)
+    except UserError as error:  # no job has left anything
+        log.error("%s", error)
+        return False
+    failed = [run for run in result.runs if run.status != Status.done]
+    for run in failed:
+        log.error("%s: %s %s", run.status, run.path.name, _last_line(run))
+    log.info("%d of %d jobs done: %s", len(result.runs) - len(failed), len(result.runs), folder)
+    return not failed
+
+
+def _last_line(run: Run) -> str:
+    """What a failed run's traceback ends with."""
+    return run.failure.strip().rpartition("\n")[2]
+
+
+def csv_table(result: Comparison) -> str:
+    """A row per run: what it is, how it stands, every metric."""
+    labels = {run.path: setting.label for setting in result.settings for run in setting.runs}
+    tags = sorted({tag for run in result.runs for tag in run.metrics})
+    text = io.StringIO()
+    table = csv.writer(text, lineterminator="\n")
+    table.writerow(["run", "setting", "seed", *FACTS, *MORE_FACTS, *tags])
+    for run in result.runs:
+        facts: dict[str, Any] = {**run.record, "status": run.status}
+        table.writerow(
+            [
+                *(str(run.path), labels[run.path], run.seed),
+                *(facts.get(name) for name in (*FACTS, *MORE_FACTS)),
+                *(run.metrics.get(tag) for tag in tags),
+            ]
+        )
+    return text.getvalue()
+
+
+def markdown(result: Comparison, asked: dict[str, Any]) -> str:
+    """A row per setting."""
+    lines = []
+    if asked:
+        lines += [f"# {asked.get('question') or asked.get('name')}", ""]
+        lines += [f"`{asked.get('command')}`", ""]
+    heads = ["setting", "runs", *(page.head(tag) for tag in result.columns)]
+    lines += [f"| {' | '.join(heads)} |", f"|{'---|' * len(heads)}"]
+    for setting in result.settings:
+        cells = [_cell(result.cells[setting.label, tag]) for tag in result.columns]
+        label = escape(setting.label).replace("|", "\\|")
+        lines.append(f"| {label} | {setting.statuses()} | {' | '.join(cells)} |")
+    lines += ["", NOTE, *page.warnings(result)]
+    failed = [run for run in result.runs if run.failure]
+    if failed:
+        lines += ["", "Failed:", ""]
+        lines += [f"- `{run.path.name}`: {escape(_last_line(run))}" for run in failed]
+    return "\n".join(lines) + "\n"
+
+
+def _cell(cell: Cell) -> str:
+    text = page.number(cell)
+    text = f"**{text}**" if cell.best else text
+    return f"{text} ({page.tested(cell)})" if cell.p is not None else text
+
+
+if __name__ == "__main__":
+    main()

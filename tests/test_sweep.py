@@ -1,0 +1,149 @@
+"""Names of folders, what a sweep remembers, and sweeps through the real command line."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from runs import QUICK, TINY
+
+from scm import sweep
+from scm.errors import UserError
+from scm.runfolder import RunFolder
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+SMALL = [*QUICK, *TINY["unet_small"], "trainer.budget.steps=2"]
+
+
+def test_names_are_short_readable_and_of_the_overrides_alone():
+    assert sweep.job_name(["seed=0", "weighting=unit"]) == "weighting=unit,seed=0"
+    assert sweep.job_name(["weighting=unit", "seed=0"]) == "weighting=unit,seed=0"
+    assert sweep.job_name(["model/time_embedding=fourier"]) == "model.time_embedding=fourier"
+    assert sweep.sweep_name("weighting", ["seed=0,1"]) == "weighting"
+    adhoc = sweep.sweep_name("config", ["weighting=unit,no_prior", "seed=0,1"])
+    assert adhoc.startswith("weighting+seed-") and adhoc != sweep.sweep_name("config", ["seed=0,1"])
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        (["objective.init='a/b'"], ["objective.init='a_b'"]),
+        (["model.widths=[8,16]"], ["model.widths=[8.16]"]),
+        (["a=" + "x" * 300 + "1"], ["a=" + "x" * 300 + "2"]),
+    ],
+)
+def test_names_that_lose_something_have_a_hash(one, other):
+    names = {sweep.job_name(one), sweep.job_name(other)}
+    assert len(names) == 2
+    assert all(sweep.PLAIN.fullmatch(name) and len(name) < 100 for name in names)
+
+
+def record(**more):
+    given = {"name": "s", "question": "?", "command": "python run.py", "git_commit": "a"}
+    return sweep.Record(
+        **{**given, "config": {"seed": 0, "trainer.batch_size": 8}, "swept": ["seed"], **more}
+    )
+
+
+def test_another_configuration_is_refused_and_other_code_is_named(tmp_path, caplog):
+    sweep.begin(tmp_path, record())
+    first = (tmp_path / "sweep.json").read_text()
+    sweep.begin(tmp_path, record(config={"seed": 7, "trainer.batch_size": 8}))
+    assert not caplog.records
+    with pytest.raises(UserError, match=r"trainer.batch_size=9 \(there: 8\)"):
+        sweep.begin(tmp_path, record(config={"seed": 0, "trainer.batch_size": 9}))
+    sweep.begin(tmp_path, record(git_commit="b"))
+    assert "code has changed since the sweep began, from commit a to b" in caplog.text
+    assert (tmp_path / "sweep.json").read_text() == first
+
+
+def test_a_failure_before_the_run_began_stands_in_its_folder(tmp_path):
+    folder = RunFolder(tmp_path / "job")
+    folder.record_failure({"config.yaml": "seed: 0\n"}, {"objective": "sct"}, "Traceback ...")
+    metrics = folder.metrics()
+    assert metrics["status"] == "failed" and metrics["traceback"] == "Traceback ..."
+    folder.check({"seed": 0})  # so that it can be tried again
+
+
+def command(*arguments):
+    return subprocess.run(
+        [sys.executable, "run.py", *arguments],
+        cwd=REPOSITORY,
+        capture_output=True,
+        text=True,
+        timeout=600,
+    )
+
+
+def statuses(folder):
+    return {
+        path.parent.name: json.loads(path.read_text())["status"]
+        for path in folder.glob("*/metrics.json")
+    }
+
+
+@pytest.mark.slow
+def test_a_failing_job_is_recorded_and_tried_again_when_asked(tmp_path):
+    jobs = ["-m", f"hydra.sweep.dir={tmp_path}", *SMALL, "trainer.batch_size=0,8"]
+    first = command(*jobs)
+    assert first.returncode == 1, first.stderr
+    (failed,) = [name for name, status in statuses(tmp_path).items() if status == "failed"]
+    (done,) = [name for name, status in statuses(tmp_path).items() if status == "done"]
+    metrics = json.loads((tmp_path / failed / "metrics.json").read_text())
+    assert "trainer.batch_size=0: must be" in metrics["traceback"]
+    assert (tmp_path / failed / ".hydra" / "command.txt").read_text().startswith("python run.py")
+
+    weights = tmp_path / done / "checkpoints" / "ema.safetensors"
+    before = weights.stat().st_mtime_ns
+    again = command(*jobs)
+    assert again.returncode == 1 and weights.stat().st_mtime_ns == before
+    assert f"skipped, done: {done}" in again.stdout
+    assert f"skipped, failed before: {failed}" in again.stdout
+    retried = command(*jobs, "hydra.callbacks.sweep.retry_failed=true")
+    assert f"trying again: {failed}" in retried.stdout and retried.returncode == 1
+
+
+@pytest.mark.slow
+def test_a_killed_sweep_goes_on(tmp_path):
+    """SIGKILL in the first job's middle: the same command resumes it and does the second."""
+    jobs = ["-m", f"hydra.sweep.dir={tmp_path}", *SMALL[:-1], "seed=0,1"]
+    jobs += ["trainer.budget.steps=40", "trainer.save_every=5", "trainer.evaluate_every=1000"]
+    process = subprocess.Popen(
+        [sys.executable, "run.py", *jobs],
+        cwd=REPOSITORY,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    deadline = time.monotonic() + 300
+    while not list(tmp_path.glob("*/checkpoints/step-*.pt")) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    assert list(statuses(tmp_path).values()) == ["running"]
+    again = command(*jobs)
+    assert again.returncode == 0, again.stderr
+    assert "going on: " in again.stdout and "going on at step " in again.stdout
+    assert list(statuses(tmp_path).values()) == ["done", "done"]
+    other = command(*jobs[:-1], "trainer.evaluate_every=999")
+    assert other.returncode == 2 and other.stderr.count("\n") == 1
+    assert "trainer.evaluate_every=999 (there: 1000)" in other.stderr
+
+
+@pytest.mark.slow
+def test_the_toys_grid_ends_with_a_report(tmp_path):
+    small = ["trainer.budget.steps=4", "trainer.evaluate_every=2", "trainer.batch_size=16"]
+    small += ["trainer.threads=1", *TINY["mlp"][1:]]
+    sweep_dir = f"hydra.sweep.dir={tmp_path}"
+    ended = command("-cd", "sweeps", "-cn", "toy", sweep_dir, *small)
+    assert ended.returncode == 0, ended.stderr
+    jobs = {f"weighting={w},seed={s}" for w in ("unit", "no_prior") for s in (0, 1, 2)}
+    assert statuses(tmp_path) == dict.fromkeys(jobs, "done")
+    assert "Does the weight matter on the toy" in (tmp_path / "report.html").read_text()
+    table = (tmp_path / "summary.md").read_text()
+    assert table.count("3 done") == 2 and "toy one step rms" in table
+    said = (tmp_path / "weighting=unit,seed=0" / ".hydra" / "command.txt").read_text()
+    assert said.startswith("python run.py -cd sweeps -cn toy hydra.mode=RUN hydra.run.dir=")
