@@ -1,6 +1,7 @@
 # Every command of the project; `make` alone lists them. Needs Python 3.11, 3.12 or 3.13.
 
 PYTHON ?= python3
+LOGDIR ?= outputs
 ARGS ?= objective=sct weighting=unit
 
 BIN := .venv/bin
@@ -49,5 +50,5 @@ format: $(INSTALLED) ## put the code into its format, mend what lint can mend
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-tensorboard: $(INSTALLED) ## show all runs at http://127.0.0.1:6006
-	$(BIN)/tensorboard --logdir outputs --host 127.0.0.1 --samples_per_plugin images=100
+tensorboard: $(INSTALLED) ## show all runs at http://127.0.0.1:6006; LOGDIR=outputs/sweeps/NAME: one sweep
+	$(BIN)/tensorboard --logdir $(LOGDIR) --host 127.0.0.1 --samples_per_plugin images=100

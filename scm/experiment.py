@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from scm import checkpoint, divergence, pictures, runtime, tags
+from scm import board, checkpoint, divergence, pictures, runtime, tags
 from scm.config import TrainerConfig
 from scm.data import Dataset
 from scm.distributed import World
@@ -28,7 +28,7 @@ from scm.logger import Logger
 from scm.meters import Counters, Meter, budget_used
 from scm.objectives import Objective
 from scm.progress import Progress
-from scm.runfolder import RunFolder, Status
+from scm.runfolder import RunFolder, Status, flatten
 from scm.train import Skipped, StepRecord, TrainState, train_steps
 
 log = logging.getLogger(__name__)
@@ -219,7 +219,7 @@ class Experiment:
 
     def _finish(self) -> None:
         self._evaluate(final=True)
-        self.logger.hparams(self._hparams(), self.evaluated)
+        self.logger.hparams(board.hparams(flatten(self.config)), self.evaluated)
         log.info("done: %s", self.folder.path)
 
     def _save(self) -> None:
@@ -297,23 +297,3 @@ class Experiment:
             "data_sha256": judge.quality.data_sha256,
             "features_sha256": judge.quality.network.sha256,
         }
-
-    def _hparams(self) -> dict[str, Any]:
-        """Fixed flat keys, the same in every run, never None."""
-        return {
-            "objective": self.objective.name,
-            "weighting": _last_name(self.config["weighting"]),
-            "model": _last_name(self.config["model"]),
-            "time_embedding": _last_name(self.config["model"]["time_embedding"]),
-            "optimizer": _last_name(self.config["optimizer"]),
-            "lr": self.config["optimizer"]["lr"],
-            "batch_size": self.trainer.batch_size,
-            "P_mean": self.config["objective"]["P_mean"],
-            "P_std": self.config["objective"]["P_std"],
-            "tangent_warmup_steps": self.config["objective"].get("tangent_warmup_steps", 0),
-            "seed": self.config["seed"],
-        }
-
-
-def _last_name(config: dict[str, Any]) -> str:
-    return config["_target_"].rpartition(".")[2]

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hydra import compose
+from hydra.conf import HydraConf
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException, InstantiationException
@@ -171,7 +172,7 @@ def main(cfg: DictConfig) -> float | None:
     hydra_cfg = HydraConfig.get()
     folder = RunFolder(Path(hydra_cfg.runtime.output_dir))
     if hydra_cfg.mode is RunMode.MULTIRUN:
-        return _job(cfg, folder, retry_failed=hydra_cfg.callbacks.sweep.retry_failed)
+        return _job(cfg, folder, retry_failed=hydra_cfg.callbacks["sweep"].retry_failed)
     try:
         with refusals_named():
             metrics = run(cfg, folder)
@@ -267,13 +268,13 @@ def _config_files(cfg: DictConfig, config: dict[str, Any]) -> dict[str, str]:
     }
 
 
-def _command(hydra_cfg: DictConfig) -> str:
+def _command(hydra_cfg: HydraConf) -> str:
     words = ["python", "run.py"]
     if hydra_cfg.job.config_name != "config":
         sources = hydra_cfg.runtime.config_sources
         for own in (source.path for source in sources if source.provider == "command-line"):
             words += ["-cd", os.path.relpath(own)]
-        words += ["-cn", hydra_cfg.job.config_name, "hydra.mode=RUN"]
+        words += ["-cn", str(hydra_cfg.job.config_name), "hydra.mode=RUN"]
     words.append(f"hydra.run.dir={os.path.relpath(hydra_cfg.runtime.output_dir)}")
     return shlex.join([*words, *hydra_cfg.overrides.task])
 

@@ -53,7 +53,8 @@ class Logger:
 
     def hparams(self, settings: dict[str, Any], metrics: dict[str, float]) -> None:
         """This run's row on TensorBoard's HParams page; `metrics` are tags already logged here."""
-        for proto in hparams_protos(settings, metrics):
+        _, *session = hparams_protos(settings, metrics)  # without columns: a sweep has its own
+        for proto in session:
             self._on_board(_add_summary, proto)
 
     def close(self) -> None:

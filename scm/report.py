@@ -14,7 +14,7 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from scm import page, sweep
+from scm import board, page, sweep
 from scm.compare import Cell, Comparison, compared
 from scm.errors import UserError
 from scm.files import write_atomic
@@ -67,11 +67,21 @@ def report_sweep(folder: Path) -> bool:
     except UserError as error:  # no job has left anything
         log.error("%s", error)
         return False
+    describe(result, folder)
     failed = [run for run in result.runs if run.status != Status.done]
     for run in failed:
         log.error("%s: %s %s", run.status, run.path.name, _last_line(run))
     log.info("%d of %d jobs done: %s", len(result.runs) - len(failed), len(result.runs), folder)
     return not failed
+
+
+def describe(result: Comparison, folder: Path) -> None:
+    """Name the columns and charts of the sweep's TensorBoard pages."""
+    whole = [run for run in result.runs if run.done]
+    if whole:
+        samplers = list(dict.fromkeys(name for run in whole for name in run.samplers))
+        columns = {tag: page.head(tag) for tag in result.columns}
+        board.describe(folder, list(board.hparams(whole[0].config)), columns, samplers)
 
 
 def _last_line(run: Run) -> str:

@@ -20,7 +20,7 @@ import torch
 
 from scm import build, checkpoint, files, launch  # noqa: F401  (imported once, here)
 
-SECONDS = 60  # no attempt takes as long
+SECONDS = 600  # no attempt takes as long, on a busy machine either
 
 
 def attempt(overrides: list[str], output: Path, fault: int | None) -> int:

@@ -303,7 +303,7 @@ def process(case, place):
         cwd=REPOSITORY,
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=600,
     )
     check(case, ended.returncode, ended.stderr)
     used = resource.getrusage(resource.RUSAGE_CHILDREN)

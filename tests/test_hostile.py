@@ -179,7 +179,7 @@ def answer(place, arguments):
         cwd=REPOSITORY,
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=600,
         env=environment,
     )
     assert ended.returncode == 2 and ended.stderr.count("\n") == 1, ended.stderr

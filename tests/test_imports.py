@@ -27,6 +27,7 @@ LAYERS = (
         "scm.progress",
         "scm.interrupts",
         "scm.validate",
+        "scm.board",
         "scm.sweep",
         "scm.stats",
         "scm.svg",

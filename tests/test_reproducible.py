@@ -35,7 +35,7 @@ def test_a_seed_gives_the_same_run_twice_in_one_process_and_in_two(tmp_path):
         assert flags() == (False, False, False)
     folder = f"hydra.run.dir={tmp_path / 'other'}"
     subprocess.run(
-        [sys.executable, "run.py", folder, *QUICK, *run], cwd=REPOSITORY, check=True, timeout=120
+        [sys.executable, "run.py", folder, *QUICK, *run], cwd=REPOSITORY, check=True, timeout=600
     )
     assert end(tmp_path / "one") == end(tmp_path / "two") == end(tmp_path / "other")
 

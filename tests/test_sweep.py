@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 from runs import QUICK, TINY
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.plugins.hparams import metadata
 
 from scm import sweep
 from scm.errors import UserError
@@ -147,3 +149,14 @@ def test_the_toys_grid_ends_with_a_report(tmp_path):
     assert table.count("3 done") == 2 and "toy one step rms" in table
     said = (tmp_path / "weighting=unit,seed=0" / ".hydra" / "command.txt").read_text()
     assert said.startswith("python run.py -cd sweeps -cn toy hydra.mode=RUN hydra.run.dir=")
+
+    board = EventAccumulator(str(tmp_path)).Reload()
+    assert {"_hparams_/experiment", "custom_scalars__config__"} <= set(board.summary_metadata)
+    content = board.summary_metadata["_hparams_/experiment"].plugin_data.content
+    experiment = metadata.parse_experiment_plugin_data(content)
+    assert "eval/toy/one_step_rms" in [metric.name.tag for metric in experiment.metric_infos]
+    run = EventAccumulator(str(tmp_path / "weighting=unit,seed=0")).Reload()
+    content = run.summary_metadata["_hparams_/session_start_info"].plugin_data.content
+    settings = metadata.parse_session_start_info_plugin_data(content).hparams
+    assert {info.name for info in experiment.hparam_infos} == set(settings)
+    assert settings["weighting"].string_value == "Unit" and settings["seed"].number_value == 0
