@@ -9,7 +9,7 @@ INSTALLED := .venv/.installed
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help install train test check lint format tensorboard
+.PHONY: help install train test check soak audit lint format tensorboard
 
 help: ## list the commands
 	@echo 'usage: make COMMAND [ARGS="..."] [PYTHON=python3.12]'
@@ -32,6 +32,14 @@ test: lint ## all that `check` does, and the slow tests too
 
 check: lint ## format, lint, types, import direction and the fast tests
 	$(BIN)/python -m pytest -m "not slow"
+
+soak: $(INSTALLED) ## faults without end: kills, full disks, bad input, random runs (half an hour)
+	$(BIN)/python -m pytest --soak -s
+
+audit: $(INSTALLED) ## known holes in what is installed, and risky calls in the code
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[audit]' -c constraints.txt
+	$(BIN)/bandit --quiet --recursive --configfile pyproject.toml run.py scm
+	$(BIN)/pip-audit --skip-editable
 
 lint: $(INSTALLED) ## format, lint and types, nothing run
 	$(BIN)/ruff format --check .

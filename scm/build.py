@@ -32,6 +32,7 @@ from scm.samplers import Sampler
 FROM_TEACHER = "teacher"  # objective.init: start from the teacher's weights
 NOT_ARGUMENTS = (  # keys of the objective group that its class does not take
     "lr",
+    "betas",
     "dropout",
     "init",
     "teacher",
@@ -46,9 +47,7 @@ T = TypeVar("T")
 
 def construct(base: Callable[..., T], key: str, config: dict[str, Any], **more: Any) -> T:
     """Build the `base` that `config["_target_"]` names; `key` is where it stands, for errors."""
-    for where, target in flatten(config, key).items():
-        if where.endswith("._target_"):
-            _refuse_foreign(where, target)
+    _refuse_calls(config, key)
     if not issubclass(get_class(config["_target_"]), base):  # type: ignore[arg-type]
         raise UserError(f"{key}._target_={config['_target_']}: refused, not a {base.__name__}")
     try:
@@ -57,6 +56,23 @@ def construct(base: Callable[..., T], key: str, config: dict[str, Any], **more: 
         if isinstance(error.__cause__, ValueError):
             raise UserError(f"{key}: {error.__cause__}") from error
         raise
+
+
+def _refuse_calls(node: Any, key: str) -> None:
+    """Nothing in `config` may call, be looked up or resolved, but its `_target_`s; lists too."""
+    if isinstance(node, list):
+        for part in node:
+            _refuse_calls(part, key)
+    elif isinstance(node, dict):
+        for name, part in node.items():
+            where = f"{key}.{name}"
+            if name == "_target_":
+                _refuse_foreign(where, part)
+            elif str(name).startswith("_"):
+                raise UserError(f"{where}={part}: refused, only a _target_ may be named")
+            _refuse_calls(part, where)
+    elif isinstance(node, str) and "${" in node:
+        raise UserError(f"{key}={node}: refused, a value may not refer to another one here")
 
 
 def _refuse_foreign(where: str, target: str) -> None:
@@ -107,13 +123,33 @@ def trained_network(path: str | Path, device: torch.device, dtype: torch.dtype) 
     Raises UserError where there is none, or where it is damaged or does not fit its own config.
     """
     weights, config = checkpoint.read_weights(Path(path))
-    net = network(config, device, dtype)
+    try:
+        validate.check_values({group: config[group] for group in ("data", "model", "objective")})
+        with torch.device("meta"):  # takes no memory, whatever size the config claims
+            _refuse_misfit(construct(nn.Module, "model", config["model"]), weights, str(path))
+        net = network(config, device, dtype)
+    except UserError as error:
+        named = str(error).startswith(str(path))
+        raise UserError(str(error) if named else f"{path}: {error}") from error
+    except (KeyError, TypeError, AttributeError, InstantiationException) as error:
+        raise UserError(
+            f"{path}: holds no config of this project ({_first_line(error)})"
+        ) from error
     load_weights(net, weights, str(path))
     return Trained(net.eval().requires_grad_(False), config)
 
 
 def load_weights(net: nn.Module, weights: dict[str, torch.Tensor], source: str) -> None:
     """Copy weights into a network; UserError, naming the first misfit, where they do not fit."""
+    _refuse_misfit(net, weights, source)
+    net.load_state_dict(weights)
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]
+
+
+def _refuse_misfit(net: nn.Module, weights: dict[str, torch.Tensor], source: str) -> None:
     mine = {name: tuple(tensor.shape) for name, tensor in net.state_dict().items()}
     theirs = {name: tuple(tensor.shape) for name, tensor in weights.items()}
     misfits = [k for k in sorted(mine | theirs) if mine.get(k) != theirs.get(k)]
@@ -123,7 +159,6 @@ def load_weights(net: nn.Module, weights: dict[str, torch.Tensor], source: str) 
             f"{source}: its weights are of another network: {name} is {theirs.get(name)} there and "
             f"{mine.get(name)} here; use the model group it was trained with"
         )
-    net.load_state_dict(weights)
 
 
 def sampler(config: dict[str, Any], name: str, sigma_data: float) -> Sampler:

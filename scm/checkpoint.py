@@ -8,6 +8,7 @@ import hashlib
 import io
 import json
 import logging
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ log = logging.getLogger(__name__)
 
 SUFFIX = ".pt"
 EMA_FILE = "ema.safetensors"
+BEST_FILE = "best.safetensors"  # the EMA weights of the best evaluation so far
 
 
 def digest(value: Any) -> str:
@@ -51,12 +53,15 @@ def digest(value: Any) -> str:
 
 
 def save(folder: Path, state: dict[str, Any], *, step: int, keep: int) -> Path:
-    """Write `state` as the checkpoint of `step`, then remove all but the newest `keep`."""
+    """Write `state` as the checkpoint of `step`, then remove all but the newest `keep`.
+
+    Files of later steps do not count and stay: they were passed over as damaged or foreign.
+    """
     buffer = io.BytesIO()
     torch.save({**state, "sha256": digest(state)}, buffer)
     path = folder / f"step-{step:08d}{SUFFIX}"
     write_atomic(path, buffer.getvalue())
-    for old in _newest_first(folder)[keep:]:
+    for old in [other for other in _newest_first(folder) if other.name <= path.name][keep:]:
         old.unlink()
     return path
 
@@ -64,27 +69,54 @@ def save(folder: Path, state: dict[str, Any], *, step: int, keep: int) -> Path:
 def read(path: Path) -> dict[str, Any]:
     """Load and verify one checkpoint onto the CPU; UserError where it is not whole."""
     try:
+        _refuse_compressed(path)
         state = torch.load(path, map_location="cpu", weights_only=True)
         expected = state.pop("sha256")
+        _refuse_unbacked(state)
+        found = digest(state)
     except Exception as error:  # torch raises many kinds for damaged files
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise UserError(f"{path}: not a readable checkpoint of this project ({reason})") from error
-    if digest(state) != expected:
+    if found != expected:
         raise UserError(
             f"{path}: damaged, its contents do not match their checksum; restore the file"
         )
     return state
 
 
-def newest(folder: Path) -> dict[str, Any] | None:
+def _refuse_compressed(path: Path) -> None:
+    """torch.save compresses nothing: what does could grow without bound when it is read."""
+    with zipfile.ZipFile(path) as archive:
+        if any(entry.compress_type != zipfile.ZIP_STORED for entry in archive.infolist()):
+            raise ValueError("holds compressed parts")
+
+
+def _refuse_unbacked(part: Any) -> None:
+    """A tensor may claim any shape over a few bytes, with strides of 0: it must have its bytes."""
+    if isinstance(part, Tensor):
+        if part.nbytes > part.untyped_storage().nbytes():
+            raise ValueError(f"holds a tensor of shape {tuple(part.shape)} without its values")
+    elif isinstance(part, dict):
+        for item in part.values():
+            _refuse_unbacked(item)
+    elif isinstance(part, list | tuple):
+        for item in part:
+            _refuse_unbacked(item)
+
+
+def newest(folder: Path, config: dict[str, Any] | None = None) -> dict[str, Any] | None:
     """The newest whole checkpoint in `folder`; damaged ones are named and passed over.
 
-    None where there is no checkpoint at all; UserError where there are only damaged ones.
+    So are those of another configuration than `config`, where one is given. None where there is no
+    checkpoint at all; UserError where none is good.
     """
     paths = _newest_first(folder)
     for path in paths:
         try:
-            return read(path)
+            state = read(path)
+            if config is not None and state.get("config") != config:
+                raise UserError(f"{path}: belongs to a run with another configuration")
+            return state
         except UserError as error:
             log.warning("%s; trying the one before it", error)
     if paths:
@@ -133,7 +165,7 @@ def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
             metadata = file.metadata() or {}
             weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         config = json.loads(metadata["config"])
-    except (SafetensorError, KeyError, ValueError) as error:
+    except (SafetensorError, KeyError, ValueError, RecursionError) as error:
         raise UserError(f"{path}: not weights of this project ({error})") from error
     if weights_digest(weights) != metadata.get("sha256"):
         raise UserError(

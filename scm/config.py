@@ -210,6 +210,7 @@ class ObjectiveConfig(Targeted):
     adaptive_weight: bool = MISSING
     dropout: float = MISSING  # the network's
     lr: float = MISSING  # the optimiser's peak rate, which depends on the objective
+    betas: list[float] = MISSING  # and its decay rates
 
 
 @dataclass
@@ -330,11 +331,13 @@ class TrainerConfig:
     lr_warmup_steps: int = MISSING
     lr_decay_fraction: float = MISSING
     grad_clip: float | None = MISSING
+    max_skipped_steps: int = MISSING
     ema_half_life_images: float = MISSING
     ema_rampup: float | None = MISSING
     precision: Precision = MISSING
     compile: Compile | None = MISSING
     device: Device = MISSING
+    deterministic: bool = MISSING
     threads: int | None = MISSING
     log_every: int = MISSING
     evaluate_every: int = MISSING
@@ -386,7 +389,11 @@ SCHEMAS: dict[tuple[str | None, str], type] = {
 
 
 def register() -> None:
-    """Make the schemas known to Hydra; to be called once, before it composes."""
+    """Make the schemas known to Hydra; to be called before it composes.
+
+    `${oc.env:...}` goes: a config from elsewhere could carry the user's secrets into a checkpoint.
+    """
+    OmegaConf.clear_resolver("oc.env")
     store = ConfigStore.instance()
     for (group, name), node in SCHEMAS.items():
         store.store(group=group, name=name, node=node)

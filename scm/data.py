@@ -50,6 +50,10 @@ class Dataset(ABC):
     def batch(self, seed: int, step: int, batch_size: int) -> Batch:
         """Return the training batch of step 0, 1, ...; a pure function of its arguments."""
 
+    def indices(self, seed: int, step: int, batch_size: int) -> list[int] | None:
+        """Return which samples `batch` gives, None for a set that draws without end."""
+        return None
+
     @abstractmethod
     def test_batch(self, n: int) -> Batch:
         """Return n held-out samples, always the same ones."""
@@ -154,6 +158,9 @@ class IdxImages(Dataset):
         train = self.train
         index = batch_indices(seed, step, batch_size, len(train), train.device)
         return Batch(to_float(train[index]), self.train_labels[index])
+
+    def indices(self, seed: int, step: int, batch_size: int) -> list[int]:
+        return batch_indices(seed, step, batch_size, len(self.train), self.train.device).tolist()
 
     def test_batch(self, n: int) -> Batch:
         if not 0 < n <= len(self.test):

@@ -6,7 +6,6 @@ consistency training without a teacher they are lines between data and noise. Al
 
 import argparse
 import math
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from scm import build, pictures, plots, runtime, trajectories
+from scm.cli import Parser, mistakes_in_one_line
 from scm.config import Device
 from scm.data import Dataset
 from scm.errors import UserError
@@ -36,7 +36,7 @@ STEP = 0.01  # radians between the two ends of the discrete difference
 
 def parser() -> argparse.ArgumentParser:
     """The command line."""
-    p = argparse.ArgumentParser(
+    p = Parser(
         prog="python -m scm.diagnose",
         description="Tangent norms and consistency errors along trajectories of the ODE.",
         epilog="example: python -m scm.diagnose outputs/sct --teacher outputs/teacher",
@@ -60,11 +60,8 @@ def parser() -> argparse.ArgumentParser:
 def main(argv: list[str] | None = None) -> None:
     """Parse, measure, write; a user's mistake is one line and exit code 2."""
     arguments = parser().parse_args(argv)
-    try:
+    with mistakes_in_one_line():
         diagnose(arguments)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
 
 
 def diagnose(arguments: argparse.Namespace) -> None:

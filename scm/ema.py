@@ -6,7 +6,7 @@ Knows nothing of schedules: the decay is given to it step by step (`schedules.em
 import copy
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 
 class Ema:
@@ -24,3 +24,16 @@ class Ema:
         torch._foreach_lerp_(mine, theirs, 1 - decay)
         for mine_buffer, their_buffer in self._buffers:
             mine_buffer.copy_(their_buffer)
+
+    @torch.no_grad()
+    def update_where(self, finite: Tensor, decay: float) -> None:
+        """`update` where the 0-dim bool `finite` holds, nothing elsewhere; never read by the host.
+
+        Three passes over the weights instead of one: for devices on which reading it would wait.
+        """
+        mine, theirs = zip(*self._pairs, strict=True)
+        steps = torch._foreach_sub(theirs, mine)
+        torch._foreach_mul_(steps, finite * (1 - decay))
+        torch._foreach_add_(mine, steps)
+        for mine_buffer, their_buffer in self._buffers:
+            mine_buffer.copy_(torch.where(finite, their_buffer, mine_buffer))

@@ -8,12 +8,12 @@ import argparse
 import json
 import logging
 import statistics
-import sys
 import time
 from pathlib import Path
 from typing import Any
 
 from scm import build, checkpoint, runtime
+from scm.cli import Parser, mistakes_in_one_line
 from scm.config import Device, Precision
 from scm.errors import UserError
 from scm.files import write_json
@@ -26,7 +26,7 @@ log = logging.getLogger(__name__)
 
 def parser() -> argparse.ArgumentParser:
     """The command line."""
-    p = argparse.ArgumentParser(
+    p = Parser(
         prog="python -m scm.evaluate",
         description="Measure samples against the real images, several seeds, with the floor.",
         epilog="example: python -m scm.evaluate outputs/teacher --sampler heun steps=18 -n 10000",
@@ -53,11 +53,8 @@ def main(argv: list[str] | None = None) -> None:
     """Parse, measure, write, show; a user's mistake is one line and exit code 2."""
     arguments = parser().parse_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    try:
+    with mistakes_in_one_line():
         evaluate(arguments)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
 
 
 def evaluate(arguments: argparse.Namespace) -> None:

@@ -4,81 +4,34 @@ What is trained and how stands in `scm.train`; what things are built of in `scm.
 """
 
 import logging
+import math
 import time
 import traceback
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from scm import board, checkpoint, pictures, runtime
-from scm.config import BudgetConfig, TrainerConfig
+from scm import board, checkpoint, divergence, pictures, runtime, tags
+from scm.config import TrainerConfig
 from scm.data import Dataset
 from scm.distributed import World
+from scm.divergence import Diverged
 from scm.ema import Ema
 from scm.evaluator import Evaluator
+from scm.files import write_json
 from scm.interrupts import Interrupts
 from scm.logger import Logger
+from scm.meters import Counters, Meter, budget_used
 from scm.objectives import Objective
 from scm.progress import Progress
 from scm.runfolder import RunFolder, Status, flatten
-from scm.train import StepRecord, TrainState, train_steps
+from scm.train import Skipped, StepRecord, TrainState, train_steps
 
 log = logging.getLogger(__name__)
-
-UNTIMED_STEPS = 5  # of every process: they warm up caches and are left out of images_per_second
-
-
-class Diverged(RuntimeError):
-    """The loss is not a finite number any more."""
-
-
-@dataclass
-class Counters:
-    """What a run has used, kept in its checkpoints."""
-
-    seconds: float = 0.0  # of training, without evaluation and saving
-    timed_seconds: float = 0.0  # the same without the first steps of every process
-    timed_images: int = 0
-
-    @property
-    def images_per_second(self) -> float:
-        """Training alone; 0 before there is something to say."""
-        return self.timed_images / self.timed_seconds if self.timed_seconds else 0.0
-
-
-@dataclass
-class Meter:
-    """Means of scalars since the last log record; sums stay on the device."""
-
-    sums: dict[str, Tensor] = field(default_factory=dict)
-    count: int = 0
-
-    def add(self, scalars: dict[str, Tensor]) -> None:
-        """Add one step's scalars without waiting for the device."""
-        self.sums = {tag: self.sums.get(tag, 0) + value for tag, value in scalars.items()}
-        self.count += 1
-
-    def take(self) -> dict[str, float]:
-        """The means, waiting for the device; the meter starts anew."""
-        means = {tag: float(total) / self.count for tag, total in self.sums.items()}
-        self.sums, self.count = {}, 0
-        return means
-
-
-def budget_used(budget: BudgetConfig, state: TrainState, seconds: float) -> float:
-    """The used part of the budget in [0, 1]: the largest over its limits."""
-    used = [
-        done / limit
-        for done, limit in (
-            (state.step, budget.steps),
-            (state.images_seen, budget.images),
-            (seconds / 60, budget.minutes),
-        )
-        if limit is not None
-    ]
-    return min(1.0, max(used))
 
 
 @dataclass
@@ -99,9 +52,11 @@ class Experiment:
     world: World
 
     def __post_init__(self) -> None:
-        self.state = TrainState(self.net, Ema(self.net), self.optimizer)
+        skipped = Skipped.on(self.device)
+        self.state = TrainState(self.net, Ema(self.net), self.optimizer, skipped)
         self.counters, self.meter = Counters(), Meter()
         self.evaluated: dict[str, float] = {}
+        self.best: dict[str, Any] | None = None  # step, metric and value of the best evaluation
 
     def run(self) -> dict[str, Any]:
         """Train to the end of the budget, or until interrupted; returns what metrics.json holds.
@@ -112,22 +67,28 @@ class Experiment:
         self._resume()
         self.world.first(self._begin)
         try:
-            with Interrupts() as interrupts:
-                signal = self._train(interrupts)
-            if not signal:
-                self.world.first(self._finish)
+            with runtime.deterministic(self.trainer.deterministic, self.device):
+                with Interrupts() as interrupts:
+                    signal = self._train(interrupts)
+                if not signal:
+                    self.world.first(self._finish)
             status = Status.stopped if signal else Status.done
             metrics = self._metrics(status, signal=signal)
             self.world.first(lambda: self.folder.write_metrics(metrics))
         except Exception:
             if self.world.is_first:
-                failed = self._metrics(Status.failed, traceback=traceback.format_exc())
-                self.folder.write_metrics(failed)
+                self._record_failure(traceback.format_exc())
             raise
         finally:
             if self.world.is_first:
                 self.logger.close()
         return self.world.share(metrics)
+
+    def _record_failure(self, text: str) -> None:
+        try:
+            self.folder.write_metrics(self._metrics(Status.failed, traceback=text))
+        except OSError as error:  # the disk is full: what failed matters more
+            log.warning("metrics.json still says that the run goes on: %s", error)
 
     def _begin(self) -> None:
         self.logger = Logger(self.folder.path, step=self.state.step, config_text=self.config_text)
@@ -135,7 +96,12 @@ class Experiment:
 
     @property
     def _used(self) -> float:
-        return budget_used(self.trainer.budget, self.state, self.counters.seconds)
+        return budget_used(
+            self.trainer.budget,
+            steps=self.state.step,
+            images=self.state.images_seen,
+            seconds=self.counters.seconds,
+        )
 
     def _train(self, interrupts: Interrupts) -> int:
         """Train on; returns the signal that ended it, 0 for none.
@@ -159,11 +125,12 @@ class Experiment:
             while not (signal := self.world.largest(interrupts.signal)) and self._used < 1:
                 started = time.perf_counter()
                 record = next(steps)
-                self.meter.add(record.scalars)
+                self.meter.add(record.scalars, record.finite)
+                self._check_skipped(record.step)
                 if record.step % self.trainer.log_every == 0:
                     self._log(record, progress)
                 seconds = self.world.largest(time.perf_counter() - started)
-                self._count(seconds, record.step - first_step)
+                self.counters.add(seconds, self.trainer.batch_size, record.step - first_step)
                 progress.update(self._used, record.step, self.counters.images_per_second)
                 if record.step % self.trainer.evaluate_every == 0 and self._used < 1:
                     self.world.first(self._evaluate)
@@ -174,40 +141,81 @@ class Experiment:
         self.world.first(self._save)
         return signal
 
-    def _count(self, seconds: float, steps_here: int) -> None:
-        self.counters.seconds += seconds
-        if steps_here > UNTIMED_STEPS:
-            self.counters.timed_seconds += seconds
-            self.counters.timed_images += self.trainer.batch_size
-
     def _log(self, record: StepRecord, progress: Progress) -> None:
         values = self.meter.take()
         all_values = {
             **values,
             "train/learning_rate": record.learning_rate,
             "train/ema_decay": record.ema_decay,
+            "train/skipped_steps": int(self.state.skipped.total),
             "perf/images_per_second": self.counters.images_per_second,
             "perf/images_seen": record.images_seen,
             "perf/seconds": self.counters.seconds,
             "perf/peak_memory_bytes": runtime.peak_memory_bytes(self.device),
         }
         self.world.first(lambda: self.logger.scalars(record.step, all_values))
-        loss, grad_norm = values["train/loss"], values["train/grad_norm"]
+        loss, grad_norm = (values.get(f"train/{tag}", math.nan) for tag in ("loss", "grad_norm"))
         progress.report(record.step, self.counters.images_per_second, loss, grad_norm)
-        if loss != loss or abs(loss) == float("inf"):
-            raise Diverged(
-                f"the loss is {loss} at step {record.step}: training has diverged; lower "
-                f"objective.lr={self.config['objective']['lr']} or lengthen the warm-ups"
-            )
+
+    def _check_skipped(self, step: int) -> None:
+        """Fail after too many skipped steps in a row; on a GPU only where a record waits anyway."""
+        if self.device.type != "cpu" and step % self.trainer.log_every:
+            return
+        skipped = self.state.skipped
+        if (in_a_row := int(skipped.in_a_row)) < self.trainer.max_skipped_steps:
+            return
+        self.world.first(self._dump)
+        raise Diverged(
+            f"loss or gradient not finite in {in_a_row} steps in a row, at step {step} "
+            f"({int(skipped.total)} skipped in all): training has diverged; see "
+            f"{self.folder.diverged}, lower objective.lr={self.config['objective']['lr']} or "
+            "lengthen the warm-ups"
+        )
+
+    def _dump(self) -> None:
+        batch_size, micro = self.trainer.batch_size, self.trainer.micro_batch_size
+        found = divergence.dump(
+            self.state,
+            self.objective,
+            self.dataset,
+            seed=self.config["seed"],
+            batch_size=batch_size,
+            pass_size=micro or len(self.world.rows(batch_size)),
+            labels=self.evaluator.labels,
+        )
+        write_json(self.folder.diverged, found)
 
     def _evaluate(self, *, final: bool = False) -> None:
         step = self.state.step
         result = self.evaluator(self.state.ema.net, step, final=final)
         self.evaluated = result.metrics
+        self._keep_best()
         self.logger.scalars(step, result.metrics)
         for name, picture in result.pictures.items():
             self.logger.picture(step, name, picture)
-            pictures.save_png(self.folder.samples / f"{name}_{step:08d}.png", picture)
+            self._save_picture(self.folder.samples / f"{name}_{step:08d}.png", picture)
+
+    def _save_picture(self, path: Path, picture: np.ndarray) -> None:
+        try:
+            pictures.save_png(path, picture)
+        except OSError as error:  # a run can do without a picture
+            log.warning("a picture is missing: %s", error)
+
+    def _keep_best(self) -> None:
+        """Write the EMA weights where this evaluation is the best by `optimized_metric`."""
+        metric = tags.optimized_metric(self.config)
+        if metric not in self.evaluated:
+            there = ", ".join(self.evaluated)
+            log.warning(
+                "optimized_metric=%s: not evaluated, so no best is kept (%s)", metric, there
+            )
+            return
+        value = self.evaluated[metric]
+        if tags.is_better(metric, value, self.best["value"] if self.best else None):
+            self.best = {"step": self.state.step, "metric": metric, "value": value}
+            ema = dict(self.state.ema.net.state_dict())
+            best = self.folder.checkpoints / checkpoint.BEST_FILE
+            checkpoint.save_weights(best, ema, self.config)
 
     def _finish(self) -> None:
         self._evaluate(final=True)
@@ -221,8 +229,10 @@ class Experiment:
             "step": self.state.step,
             "images_seen": self.state.images_seen,
             "counters": vars(self.counters).copy(),
-            "meter": {"sums": dict(self.meter.sums), "count": self.meter.count},
+            "skipped": {name: int(count) for name, count in vars(self.state.skipped).items()},
+            "meter": {"sums": dict(self.meter.sums), "count": int(self.meter.count)},
             "evaluated": self.evaluated,
+            "best": self.best,
             "net": dict(self.net.state_dict()),
             "ema": ema,
             "optimizer": self.optimizer.state_dict(),
@@ -238,14 +248,15 @@ class Experiment:
         self.folder.write_metrics(self._metrics(Status.running))
 
     def _resume(self) -> None:
-        saved = checkpoint.newest(self.folder.checkpoints)
+        saved = checkpoint.newest(self.folder.checkpoints, self.config)
         if saved is None:
             return
         self.state.step, self.state.images_seen = saved["step"], saved["images_seen"]
         self.counters = Counters(**saved["counters"])
+        self.state.skipped = Skipped.on(self.device, **saved["skipped"])
         sums = {tag: total.to(self.device) for tag, total in saved["meter"]["sums"].items()}
         self.meter = Meter(sums, saved["meter"]["count"])
-        self.evaluated = saved["evaluated"]
+        self.evaluated, self.best = saved["evaluated"], saved["best"]
         self.net.load_state_dict(saved["net"])
         self.state.ema.net.load_state_dict(saved["ema"])
         self.optimizer.load_state_dict(saved["optimizer"])
@@ -259,6 +270,7 @@ class Experiment:
             "seed": self.config["seed"],
             "steps": self.state.step,
             "images_seen": self.state.images_seen,
+            "skipped_steps": int(self.state.skipped.total),
             "seconds": round(self.counters.seconds, 3),
             "images_per_second": round(self.counters.images_per_second, 1),
             "peak_memory_bytes": runtime.peak_memory_bytes(self.device),
@@ -270,6 +282,7 @@ class Experiment:
             "processes": self.world.size,
             "metrics": self.evaluated,
             "quality": self._quality(),
+            "best": self.best,
             **more,
         }
 

@@ -6,13 +6,13 @@ what was written beside it; and NAME.md, the model card, from these files and th
 
 import argparse
 import logging
-import sys
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from scm import checkpoint, evaluate, results
+from scm.cli import Parser, mistakes_in_one_line
 from scm.errors import UserError
 from scm.files import write_atomic
 from scm.runfolder import RunFolder, Status
@@ -22,7 +22,7 @@ LARGEST = 10 * 2**20  # bytes of a file of weights that may stand in a repositor
 
 def parser() -> argparse.ArgumentParser:
     """The command line."""
-    p = argparse.ArgumentParser(prog="python -m scm.export", description=__doc__)
+    p = Parser(prog="python -m scm.export", description=__doc__)
     p.add_argument("run", type=Path, help="the folder of a run that is done")
     p.add_argument("name", type=Path, help="the files to write, without their endings")
     p.add_argument(
@@ -42,11 +42,8 @@ def main(argv: list[str] | None = None) -> None:
     """Write the three; a user's mistake is one line and exit code 2."""
     arguments = parser().parse_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    try:
+    with mistakes_in_one_line():
         export(arguments)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
 
 
 def export(arguments: argparse.Namespace) -> None:

@@ -1,34 +1,77 @@
 """Files that are whole or absent: written beside their place, flushed, then renamed.
 
-Knows nothing of what the bytes mean.
+Knows nothing of what the bytes mean. What the disk or its permissions refuse is the user's to mend:
+`refusals_named` makes one line of it.
 """
 
+import errno
 import json
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from scm.errors import UserError
+
 REPOSITORY = Path(__file__).resolve().parent.parent
+REMEDIES = {  # what the user can do about an OSError that is not a mistake of this code
+    errno.ENOSPC: "free some space and repeat the command",
+    errno.EDQUOT: "free some of your quota and repeat the command",
+    errno.EFBIG: "raise the limit on the size of files and repeat the command",
+    errno.EIO: "the disk fails: name a folder on another one",
+    errno.EROFS: "name a folder that can be written",
+    errno.EACCES: "change its permissions, or name another place",
+    errno.EPERM: "change its permissions, or name another place",
+    errno.ENOTDIR: "a part of this path is a file; name another place",
+    errno.EISDIR: "a folder; name a file",
+    errno.ENAMETOOLONG: "choose a shorter name",
+    errno.ELOOP: "a link that leads to itself; name another place",
+    errno.EMFILE: "raise the limit on open files (ulimit -n)",
+}
+
+
+@contextmanager
+def refusals_named() -> Iterator[None]:
+    """Turn an OSError out of `REMEDIES` into a UserError that names file, reason and remedy."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in REMEDIES:
+            raise
+        where = error.filename or "a file"
+        raise UserError(f"{where}: {error.strerror}; {REMEDIES[error.errno]}") from error
+
+
+@contextmanager
+def _about(path: Path) -> Iterator[None]:
+    """An OSError out of a write or a sync does not know of which file: this adds it."""
+    try:
+        yield
+    except OSError as error:
+        error.filename = str(path)
+        raise
 
 
 def write_atomic(path: Path, data: bytes) -> None:
     """Replace `path` by `data`, or leave it as it was: a crash leaves at most a `.tmp` file."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with open(temporary, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-    if os.name == "posix":  # the rename itself reaches the disk with its folder
-        folder = os.open(path.parent, os.O_RDONLY)
+    with _about(path):
         try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
+            with open(temporary, "wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, path)
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            raise
+        if os.name == "posix":  # the rename itself reaches the disk with its folder
+            folder = os.open(path.parent, os.O_RDONLY)
+            try:
+                os.fsync(folder)
+            finally:
+                os.close(folder)
 
 
 def found(path: str | Path) -> Path:
@@ -42,3 +85,9 @@ def found(path: str | Path) -> Path:
 def write_json(path: Path, value: Any) -> None:
     """Write `value` as indented JSON, whole or not at all."""
     write_atomic(path, (json.dumps(value, indent=2) + "\n").encode())
+
+
+def append_line(path: Path, line: str) -> None:
+    """Add one line to a text file; a crash may leave a part of it, without its end."""
+    with _about(path), open(path, "ab") as file:
+        file.write(f"{line}\n".encode())

@@ -24,9 +24,11 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from scm import distributed, report, sweep, tags, validate
+from scm import distributed, guard, report, sweep, tags, validate
+from scm.cli import fail
 from scm.config import one_line, plain
 from scm.errors import UserError
+from scm.files import refusals_named
 from scm.runfolder import NotThisRuns, RunFolder, Status, flatten
 
 if TYPE_CHECKING:
@@ -37,6 +39,7 @@ log = logging.getLogger(__name__)
 INHERITED = (
     "seed",
     "trainer.device",
+    "trainer.deterministic",
     "trainer.threads",
     "trainer.precision",
 )  # by a recipe's teacher
@@ -54,7 +57,8 @@ class CheckFirst(Callback):
         _share_time(config, "hydra.run.dir")
         task = OmegaConf.masked_copy(config, [str(key) for key in config if key != "hydra"])
         try:
-            check(plain(task), RunFolder(Path(config.hydra.run.dir)))
+            with refusals_named():
+                check(plain(task), RunFolder(Path(config.hydra.run.dir)))
         except UserError as error:
             fail(error)
         except OmegaConfBaseException as error:  # an interpolation to nowhere, a missing value
@@ -137,25 +141,24 @@ def _share_time(config: DictConfig, key: str) -> None:
     OmegaConf.set_cache(config, distributed.world().share(OmegaConf.get_cache(config)))
 
 
-def fail(error: UserError) -> None:
-    """One line on standard error, exit code 2."""
-    print(f"error: {error}", file=sys.stderr)
-    sys.exit(2)
-
-
 @contextmanager
 def composition_errors_in_one_line() -> Iterator[None]:
-    """Hydra's several lines about an unknown key or option, or a wrong type, as one.
+    """Let Hydra compose what `guard` allows, its several lines about a wrong key or type as one.
 
-    Everything else, a mistake of this code's among it, keeps its traceback.
+    So is a UserError, or what the disk refuses. Everything else, a mistake of this code's among
+    it, keeps its traceback.
     """
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # else Hydra prints and exits by itself
+    guard.check_arguments(sys.argv[1:])
     try:
-        yield
+        with refusals_named(), guard.guarded():
+            yield
     except InstantiationException:
         raise
     except (HydraException, OmegaConfBaseException) as error:
         fail(one_line(error))
+    except UserError as error:
+        fail(error)
 
 
 def check(config: dict[str, Any], folder: RunFolder) -> None:
@@ -171,11 +174,11 @@ def main(cfg: DictConfig) -> float | None:
     if hydra_cfg.mode is RunMode.MULTIRUN:
         return _job(cfg, folder, retry_failed=hydra_cfg.callbacks["sweep"].retry_failed)
     try:
-        metrics = run(cfg, folder)
+        with refusals_named():
+            metrics = run(cfg, folder)
     except UserError as error:
         folder.remove_if_empty()
         fail(error)
-        raise
     if metrics["status"] == Status.stopped:
         sys.exit(128 + metrics["signal"])
     return metrics["metrics"].get(tags.optimized_metric(plain(cfg)))
@@ -276,10 +279,17 @@ def _command(hydra_cfg: HydraConf) -> str:
     return shlex.join([*words, *hydra_cfg.overrides.task])
 
 
+class LogFile(logging.FileHandler):
+    """A log that ends where the disk is full; the console still has every line."""
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        """Say nothing: logging would show a traceback per line."""
+
+
 @contextmanager
 def _log_file(folder: RunFolder) -> Iterator[None]:
     """While entered, everything logged also goes to the folder's run.log."""
-    handler = logging.FileHandler(folder.path / "run.log", delay=True)
+    handler = LogFile(folder.path / "run.log", delay=True)
     handler.setFormatter(logging.Formatter("[%(asctime)s] %(levelname)s %(message)s"))
     logging.getLogger().addHandler(handler)
     try:

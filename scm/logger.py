@@ -1,10 +1,14 @@
 """The record of a run: metrics.jsonl and TensorBoard, the same numbers under the same tags.
 
-Tags stand in few fixed groups: train/ tangent/ eval/ quality/ final/ perf/
-samples/. Knows nothing of training.
+Tags stand in few fixed groups: train/ tangent/ eval/ quality/ final/ perf/ samples/. Knows nothing
+of training. metrics.jsonl is the record, so a run ends where it cannot be written; TensorBoard's
+file is not.
 """
 
 import json
+import logging
+import threading
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +16,9 @@ import numpy as np
 from torch.utils.tensorboard import SummaryWriter
 from torch.utils.tensorboard.summary import hparams as hparams_protos
 
-from scm.files import write_atomic
+from scm.files import append_line, write_atomic
+
+log = logging.getLogger(__name__)
 
 
 class Logger:
@@ -23,30 +29,60 @@ class Logger:
         if self._jsonl.exists():
             kept = [line for line in _whole_lines(self._jsonl) if json.loads(line)["step"] <= step]
             write_atomic(self._jsonl, "".join(kept).encode())
-        self._board = SummaryWriter(str(folder), purge_step=step + 1 if step else None)
+        self._threads_excepthook = threading.excepthook
+        threading.excepthook = self._in_a_thread
+        self._board: SummaryWriter | None = None
+        purge_step = step + 1 if step else None
+        try:
+            self._board = SummaryWriter(str(folder), purge_step=purge_step)
+        except OSError as error:
+            self._without_board(error)
         if step == 0:
-            self._board.add_text("config", f"```yaml\n{config_text}\n```", 0)
+            text = f"```yaml\n{config_text}\n```"
+            self._on_board(SummaryWriter.add_text, "config", text, 0)
 
     def scalars(self, step: int, values: dict[str, float]) -> None:
         """One record: a line of metrics.jsonl, and a scalar per tag."""
-        with self._jsonl.open("a") as file:
-            file.write(json.dumps({"step": step, **values}) + "\n")
+        append_line(self._jsonl, json.dumps({"step": step, **values}))
         for tag, value in values.items():
-            self._board.add_scalar(tag, value, step)
+            self._on_board(SummaryWriter.add_scalar, tag, value, step)
 
     def picture(self, step: int, tag: str, image: np.ndarray) -> None:
         """`image` is uint8 (H, W, 3)."""
-        self._board.add_image(f"samples/{tag}", image, step, dataformats="HWC")
+        self._on_board(SummaryWriter.add_image, f"samples/{tag}", image, step, None, "HWC")
 
     def hparams(self, settings: dict[str, Any], metrics: dict[str, float]) -> None:
         """This run's row on TensorBoard's HParams page; `metrics` are tags already logged here."""
         _, *session = hparams_protos(settings, metrics)  # without columns: a sweep has its own
         for proto in session:
-            self._board._get_file_writer().add_summary(proto)
+            self._on_board(_add_summary, proto)
 
     def close(self) -> None:
         """Flush and close the event file."""
-        self._board.close()
+        self._on_board(SummaryWriter.close)
+        threading.excepthook = self._threads_excepthook
+
+    def _on_board(self, call: Callable[..., object], *arguments: Any) -> None:
+        """Let TensorBoard have it, where its file can be written: a run can do without."""
+        if self._board is None:
+            return
+        try:
+            call(self._board, *arguments)
+        except OSError as error:
+            self._without_board(error)
+
+    def _without_board(self, error: OSError) -> None:
+        log.warning("no more for TensorBoard, its file cannot be written: %s", error)
+        self._board = None
+
+    def _in_a_thread(self, happened: threading.ExceptHookArgs) -> None:
+        """TensorBoard writes in a thread, whose OSError `_on_board` meets at the next call."""
+        if not isinstance(happened.exc_value, OSError):
+            self._threads_excepthook(happened)
+
+
+def _add_summary(board: SummaryWriter, proto: Any) -> None:
+    board._get_file_writer().add_summary(proto)
 
 
 def _whole_lines(path: Path) -> list[str]:

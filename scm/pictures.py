@@ -1,6 +1,7 @@
 """Pictures as uint8 arrays (H, W, 3): grids of samples, the denoising strip, curves. Draws only."""
 
 import io
+import math
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +19,8 @@ GRAY = "#808080"  # axes and text: readable on a dark and on a light page
 
 def grid(images: Tensor, columns: int) -> np.ndarray:
     """(N, C, H, W) in [-0.5, 0.5] -> one picture, enlarged twice so that pixels can be seen."""
-    tiles = make_grid(images.float().add(0.5).clamp(0, 1), nrow=columns, padding=1, pad_value=0.5)
+    shown = images.float().add(0.5).nan_to_num().clamp(0, 1)  # a diverged network's too
+    tiles = make_grid(shown, nrow=columns, padding=1, pad_value=0.5)
     large = tiles.repeat_interleave(2, 1).repeat_interleave(2, 2)
     return large.mul(255).round().byte().permute(1, 2, 0).numpy()
 
@@ -34,7 +36,9 @@ def histogram(x: Tensor, reference: Tensor, title: str) -> np.ndarray:
     figure, axes = _figure("x", "density", title)
     bins = np.linspace(float(reference.min()) * 1.3, float(reference.max()) * 1.3, 61)
     axes.hist(reference.flatten().numpy(), bins, density=True, color=GRAY, alpha=0.5, label="data")
-    axes.hist(x.flatten().numpy(), bins, density=True, histtype="step", color="C0", label="samples")
+    inside = x[(x >= bins[0]) & (x <= bins[-1])]  # a density of none is not a number
+    if len(inside):
+        axes.hist(inside.numpy(), bins, density=True, histtype="step", color="C0", label="samples")
     _legend(axes)
     return _render(figure)
 
@@ -42,14 +46,17 @@ def histogram(x: Tensor, reference: Tensor, title: str) -> np.ndarray:
 def curves(
     x: Tensor, lines: dict[str, Tensor], *, xlabel: str, ylabel: str, title: str
 ) -> np.ndarray:
-    """Curves over a logarithmic axis, both axes logarithmic; non-positive values are left out."""
+    """Curves over a logarithmic axis, both axes logarithmic.
+
+    Values that are not positive and finite are left out; where none is, the axis stays linear.
+    """
     figure, axes = _figure(xlabel, ylabel, title)
-    for name, y in lines.items():
-        axes.plot(
-            x.numpy(), np.where(y.numpy() > 0, y.numpy(), np.nan), marker="o", ms=3, label=name
-        )
+    shown = {name: torch.where((y > 0) & y.isfinite(), y, math.nan) for name, y in lines.items()}
+    for name, y in shown.items():
+        axes.plot(x.numpy(), y.double().numpy(), marker="o", ms=3, label=name)
     axes.set_xscale("log")
-    axes.set_yscale("log")
+    if any(y.isfinite().any() for y in shown.values()):
+        axes.set_yscale("log")
     _legend(axes)
     return _render(figure)
 

@@ -3,13 +3,12 @@
 Reads the files that `scm.evaluate` wrote and refuses to put side by side what cannot be compared.
 """
 
-import argparse
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
 from scm.checkpoint import EMA_FILE
+from scm.cli import Parser, mistakes_in_one_line
 from scm.errors import UserError
 from scm.runfolder import flatten
 
@@ -24,13 +23,10 @@ COLUMNS = ("model", "sampler", "calls", "FD", "FD / floor", *SHOWN, "n", "seeds"
 
 def main(argv: list[str] | None = None) -> None:
     """Print the table; a user's mistake is one line and exit code 2."""
-    p = argparse.ArgumentParser(prog="python -m scm.results", description=main.__doc__)
+    p = Parser(prog="python -m scm.results", description=main.__doc__)
     p.add_argument("results", nargs="+", type=Path, help="files of scm.evaluate, or run folders")
-    try:
+    with mistakes_in_one_line():
         print(table([read(file) for file in files(p.parse_args(argv).results)]))
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
 
 
 def files(paths: list[Path]) -> list[Path]:

@@ -53,6 +53,11 @@ class RunFolder:
         return self.path / "samples"
 
     @property
+    def diverged(self) -> Path:
+        """What led to a run's divergence, where it did."""
+        return self.path / "diverged.json"
+
+    @property
     def _config_file(self) -> Path:
         return self.path / ".hydra" / "config.yaml"
 
@@ -81,9 +86,11 @@ class RunFolder:
         """
         if self.path.is_file():
             raise NotThisRuns(f"hydra.run.dir={self.path}: a file; name a folder")
-        if not self.path.exists() or not any(self.path.iterdir()):
+        if not self.path.exists():
             return
         if not self._config_file.exists():
+            if self._only_prepared():
+                return
             raise NotThisRuns(
                 f"hydra.run.dir={self.path}: holds files but no run; name a new or empty folder"
             )
@@ -97,6 +104,11 @@ class RunFolder:
                 f"hydra.run.dir={self.path}: holds a run with another configuration: "
                 f"{shown}{more}; repeat its overrides to go on with it, or name another folder"
             )
+
+    def _only_prepared(self) -> bool:
+        """Whether there is no more than `open` leaves where it is killed before the config."""
+        files = [path for path in self.path.rglob("*") if not path.is_dir()]
+        return all(path.name == ".lock" or path.match(".*.tmp") for path in files)
 
     def open(self, config_files: dict[str, str]) -> TextIO:
         """Make the folder, lock it for this process, and write the composed config files.

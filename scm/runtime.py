@@ -2,10 +2,14 @@
 
 import ctypes
 import gc
+import logging
+import os
 import platform
 import resource
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
 
@@ -13,6 +17,8 @@ import torch
 
 from scm.config import Device, Precision
 from scm.errors import UserError
+
+log = logging.getLogger(__name__)
 
 LINUX = sys.platform == "linux"
 GLIBC = platform.libc_ver()[0] == "glibc"
@@ -64,6 +70,36 @@ def prepare(threads: int | None) -> None:
         m_trim_threshold, m_mmap_threshold = -1, -3
         libc.mallopt(m_mmap_threshold, 2**30)
         libc.mallopt(m_trim_threshold, 2**31 - 1)
+
+
+GUARANTEES = {  # what the same command gives again, on the same machine and the same versions
+    "cpu": "bit for bit with the same trainer.threads, as without it",
+    "cuda": "bit for bit on the same GPU model, and any operation that cannot is an error",
+    "mps": "no more than without it: torch has no deterministic kernels to choose there",
+}
+
+
+@contextmanager
+def deterministic(wanted: bool, device: torch.device) -> Iterator[None]:
+    """While entered, torch takes deterministic algorithms alone; afterwards its flags are back.
+
+    CUBLAS_WORKSPACE_CONFIG stays set: cuBLAS has read it by then.
+    """
+    if not wanted:
+        yield
+        return
+    log.info("trainer.deterministic: on %s, %s", device.type, GUARANTEES[device.type])
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    algorithms = torch.are_deterministic_algorithms_enabled()
+    warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
+    cudnn = torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark
+    torch.use_deterministic_algorithms(True)
+    torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = True, False
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(algorithms, warn_only=warn_only)
+        torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = cudnn
 
 
 def reset_peak_memory(device: torch.device) -> int:

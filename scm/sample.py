@@ -7,7 +7,6 @@ nothing.
 import argparse
 import io
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +15,7 @@ import torch
 from tqdm import tqdm
 
 from scm import build, pictures, runtime, validate
+from scm.cli import Parser, mistakes_in_one_line
 from scm.config import CONF, Device, Precision, composed
 from scm.data import to_uint8
 from scm.errors import UserError
@@ -27,7 +27,7 @@ GRID_IMAGES = 64
 
 def parser() -> argparse.ArgumentParser:
     """The command line."""
-    p = argparse.ArgumentParser(
+    p = Parser(
         prog="python -m scm.sample",
         description="Draw samples from the EMA weights of a run.",
         epilog="example: python -m scm.sample outputs/teacher --sampler heun steps=32 -n 1000",
@@ -88,11 +88,8 @@ def labels_for(label: int | None, n: int, num_classes: int) -> torch.Tensor | No
 def main(argv: list[str] | None = None) -> None:
     """Parse, sample, write; a user's mistake is one line and exit code 2."""
     arguments = parser().parse_args(argv)
-    try:
+    with mistakes_in_one_line():
         sample(arguments)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
 
 
 def sample(arguments: argparse.Namespace) -> None:

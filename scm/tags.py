@@ -3,6 +3,7 @@
 So a metric that does not exist is refused before training rather than missed after it.
 """
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ QUALITY = {  # what `scm.quality` measures; + where higher is better
     "confidence": "+ mean probability of the most probable class",
     "memorisation": "+ median distance to the nearest training image, test images' is 1",
 }
+HIGHER_IS_BETTER = tuple(name for name, meaning in QUALITY.items() if meaning.startswith("+"))
 LOSS = "eval/loss"
 HEADLINE = "frechet_distance"
 
@@ -49,6 +51,7 @@ def available(config: dict[str, Any]) -> list[str]:
         LOSS,
         "eval/error",
         *(f"eval/{sampler}/{name}" for sampler in samplers for name in plain),
+        *_toy(config),
         *(
             f"{group}/{sampler}/{name}"
             for group in quality_groups(config)
@@ -56,6 +59,16 @@ def available(config: dict[str, Any]) -> list[str]:
             for name in QUALITY
         ),
     ]
+
+
+def _toy(config: dict[str, Any]) -> list[str]:
+    """Errors against the exact solution, which the unconditional toy has."""
+    if config["data"]["_target_"] != "scm.data.Bimodal" or config["model"]["num_classes"]:
+        return []
+    learned = "consistency" if "tangent" in config["objective"] else "denoiser"
+    # an image to compare comes from samplers that draw no further noise on their way
+    samplers = [name for name, sampler in config["sampler"].items() if not sampler.get("times")]
+    return [f"eval/toy/{name}_rms" for name in (learned, *samplers)]
 
 
 def optimized_metric(config: dict[str, Any]) -> str:
@@ -68,3 +81,13 @@ def optimized_metric(config: dict[str, Any]) -> str:
         return config["optimized_metric"]
     groups = quality_groups(config)
     return f"{groups[0]}/{next(iter(config['sampler']))}/{HEADLINE}" if groups else LOSS
+
+
+def is_better(metric: str, value: float, than: float | None) -> bool:
+    """Whether a value of this metric is better than another, or the first; never where not finite.
+
+    Lower is better but for the metrics in `HIGHER_IS_BETTER`, by the last part of their tag.
+    """
+    if not math.isfinite(value) or than is None:
+        return math.isfinite(value)
+    return value > than if metric.rpartition("/")[2] in HIGHER_IS_BETTER else value < than

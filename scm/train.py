@@ -1,7 +1,8 @@
 """The training loop: a generator of steps. Forward, backward, clip, step, EMA; nothing else.
 
 Evaluation, logging, saving and stopping belong to whoever consumes the steps (`scm.experiment`). A
-step's randomness follows from (seed, step) alone, and nothing here waits for the device.
+step's randomness follows from (seed, step) alone, and nothing here waits for the device. A step
+whose loss or gradient is not finite changes nothing but the counters.
 """
 
 import logging
@@ -23,13 +24,32 @@ log = logging.getLogger(__name__)
 
 
 @dataclass
+class Skipped:
+    """Steps whose loss or gradient was not finite; 0-dim int64 tensors that stay on the device."""
+
+    total: Tensor
+    in_a_row: Tensor  # up to the last step
+
+    @classmethod
+    def on(cls, device: torch.device, total: int = 0, in_a_row: int = 0) -> "Skipped":
+        """These counts as tensors."""
+        return cls(torch.tensor(total, device=device), torch.tensor(in_a_row, device=device))
+
+    def count(self, finite: Tensor) -> None:
+        """Count one step, whose 0-dim bool says whether it was taken."""
+        self.total += ~finite
+        self.in_a_row = (self.in_a_row + 1) * ~finite
+
+
+@dataclass
 class TrainState:
     """All that changes while training, and that a checkpoint must hold."""
 
     net: nn.Module
     ema: Ema
     optimizer: torch.optim.Optimizer
-    step: int = 0  # finished steps
+    skipped: Skipped
+    step: int = 0  # finished steps, the skipped ones included
     images_seen: int = 0
 
 
@@ -40,6 +60,7 @@ class StepRecord:
     step: int  # number of finished steps, this one included
     images_seen: int
     scalars: dict[str, Tensor]  # 0-dim means over the batch, under their log tags
+    finite: Tensor  # 0-dim bool; where it is false the step was skipped
     learning_rate: float
     ema_decay: float
 
@@ -110,6 +131,28 @@ def add_gradients(
     return world.sums(sums)
 
 
+def take_step(state: TrainState, finite: Tensor, decay: float) -> None:
+    """Move weights, optimiser and EMA where `finite` holds; leave all three as they were elsewhere.
+
+    On a CPU the flag is simply read. On a GPU that would wait for the backward pass, so a fused
+    optimiser gets the flag as `found_inf`, as from torch's GradScaler, and the EMA moves by a
+    weight on the device. An optimiser without a fused kernel does wait there, once per step.
+    """
+    state.skipped.count(finite)
+    if skips_by_itself(state.optimizer, finite.device):
+        state.optimizer.found_inf = (~finite).float()  # type: ignore[attr-defined]
+        state.optimizer.step()
+        state.ema.update_where(finite, decay)
+    elif finite:
+        state.optimizer.step()
+        state.ema.update(decay)
+
+
+def skips_by_itself(optimizer: torch.optim.Optimizer, device: torch.device) -> bool:
+    """Whether its kernel can leave everything as it is without the host knowing."""
+    return device.type != "cpu" and getattr(optimizer, "_step_supports_amp_scaling", False)
+
+
 def compiled(
     objective: Objective, net: nn.Module, draws: Iterable[Draw], choice: Compile | None
 ) -> Objective:
@@ -178,7 +221,7 @@ def train_steps(
         state.optimizer.zero_grad(set_to_none=True)
         scalars = add_gradients(batch_loss, draw, parts, seed=seed, step=state.step, world=world)
         grad_norm = nn.utils.clip_grad_norm_(parameters, max_norm)
-        state.optimizer.step()
+        finite = torch.isfinite(grad_norm) & torch.isfinite(scalars["train/loss"])
         state.step += 1
         state.images_seen += trainer.batch_size
         decay = schedules.ema_decay(
@@ -187,6 +230,8 @@ def train_steps(
             half_life_images=trainer.ema_half_life_images,
             rampup=trainer.ema_rampup,
         )
-        state.ema.update(decay)
+        take_step(state, finite, decay)
         scalars["train/grad_norm"] = grad_norm
-        yield StepRecord(state.step, state.images_seen, scalars, learning_rate * factor, decay)
+        yield StepRecord(
+            state.step, state.images_seen, scalars, finite, learning_rate * factor, decay
+        )

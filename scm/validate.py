@@ -31,43 +31,65 @@ class Range:
     holds: Callable[[Any], bool]
 
 
-COUNT = Range("a whole number of at least 1", lambda v: v >= 1)
-WHOLE = Range("a whole number of at least 0", lambda v: v >= 0)
-COUNTS = Range(
-    "whole numbers of at least 1",
-    lambda v: min(v, default=0) >= 1 if isinstance(v, list) else v >= 1,
-)
+def whole(low: int, high: int) -> Range:
+    """Whole numbers; the upper end keeps a slip of the keyboard from filling the memory."""
+    return Range(f"a whole number in {low:,} ... {high:,}", lambda v: low <= v <= high)
+
+
+def wholes(low: int, high: int) -> Range:
+    """A list of them, not empty; its items come one by one too."""
+    return Range(
+        f"whole numbers in {low:,} ... {high:,}",
+        lambda v: _all_in(v if isinstance(v, list) else [v], low, high),
+    )
+
+
+def _all_in(values: list[int], low: int, high: int) -> bool:
+    return 0 < len(values) <= 64 and all(low <= value <= high for value in values)
+
+
+LAST_STEP = 99_999_999  # a checkpoint's name has eight digits
+COUNT = whole(1, LAST_STEP)
+WHOLE = whole(0, LAST_STEP)
+WIDTH = whole(1, 2**14)
+BATCH = whole(1, 2**20)
 POSITIVE = Range("a finite number above 0", lambda v: 0 < v < math.inf)
 AT_LEAST_0 = Range("a finite number of at least 0", lambda v: 0 <= v < math.inf)
 FINITE = Range("a finite number", math.isfinite)
+LOG_SIGMA = Range("a number in [-50, 50], a natural logarithm", lambda v: -50 <= v <= 50)
 FRACTION = Range("a number in [0, 1]", lambda v: 0 <= v <= 1)
 JUDGED = Range(
     f"0 (none) or a whole number of at least {tags.SMALLEST}",
     lambda v: v == 0 or v >= tags.SMALLEST,
 )
 BELOW_1 = Range("a number in [0, 1)", lambda v: 0 <= v < 1)
+BETAS = Range("two numbers in [0, 1)", lambda v: len(v) == 2 and all(0 <= beta < 1 for beta in v))
 
 RANGES = {
-    "seed": WHOLE,
+    "seed": whole(0, 2**63 - 1),
+    "data.image_shape": wholes(1, 2**14),
+    "data.num_classes": whole(1, 2**16),
+    "data.train_size": whole(1, 2**32),
+    "data.test_size": whole(512, 2**32),  # what an evaluation looks at
     "data.sigma_data": POSITIVE,
     "data.sigma_data_tolerance": POSITIVE,
     "data.std": POSITIVE,
     "data.mean": FINITE,
-    "model.num_classes": WHOLE,
-    "model.width": COUNT,
-    "model.embedding_width": WHOLE,
-    "model.widths": COUNTS,
-    "model.blocks": COUNTS,
-    "model.multipliers": COUNTS,
-    "model.patch": COUNT,
-    "model.groups": COUNT,
-    "model.attention_heads": WHOLE,
+    "model.num_classes": whole(0, 2**16),
+    "model.width": WIDTH,
+    "model.embedding_width": whole(0, 2**14),
+    "model.widths": wholes(1, 2**14),
+    "model.blocks": wholes(1, 1000),
+    "model.multipliers": wholes(1, 1000),
+    "model.patch": WIDTH,
+    "model.groups": WIDTH,
+    "model.attention_heads": whole(0, 2**14),
     "model.time_embedding.dim": Range(
-        "an even number of at least 2", lambda v: v >= 2 and v % 2 == 0
+        "an even number in 2 ... 16,384", lambda v: 2 <= v <= 2**14 and v % 2 == 0
     ),
     "model.time_embedding.scale": POSITIVE,
     "model.time_embedding.max_positions": POSITIVE,
-    "objective.P_mean": FINITE,
+    "objective.P_mean": LOG_SIGMA,
     "objective.P_std": POSITIVE,
     "objective.dropout": BELOW_1,
     "objective.lr": POSITIVE,
@@ -79,27 +101,27 @@ RANGES = {
     "objective.tangent.c": AT_LEAST_0,
     "objective.tangent.bound": POSITIVE,
     "weighting.sigma_data": POSITIVE,
-    "sampler.*.steps": COUNT,
+    "sampler.*.steps": whole(1, 100_000),
     "sampler.*.sigma_min": POSITIVE,
     "sampler.*.sigma_max": POSITIVE,
     "sampler.*.rho": POSITIVE,
     "optimizer.lr": POSITIVE,
     "optimizer.eps": POSITIVE,
     "optimizer.weight_decay": AT_LEAST_0,
-    "optimizer.betas": Range(
-        "two numbers in [0, 1)", lambda v: len(v) == 2 and all(0 <= beta < 1 for beta in v)
-    ),
+    "optimizer.betas": BETAS,
+    "objective.betas": BETAS,
     "trainer.budget.steps": COUNT,
-    "trainer.budget.images": COUNT,
+    "trainer.budget.images": whole(1, 2**63 - 1),
     "trainer.budget.minutes": POSITIVE,
-    "trainer.batch_size": COUNT,
-    "trainer.micro_batch_size": COUNT,
+    "trainer.batch_size": BATCH,
+    "trainer.micro_batch_size": BATCH,
     "trainer.lr_warmup_steps": WHOLE,
     "trainer.lr_decay_fraction": FRACTION,
     "trainer.grad_clip": POSITIVE,
+    "trainer.max_skipped_steps": COUNT,
     "trainer.ema_half_life_images": POSITIVE,
     "trainer.ema_rampup": POSITIVE,
-    "trainer.threads": COUNT,
+    "trainer.threads": whole(1, 4096),
     "trainer.*_every": COUNT,
     "trainer.quality_images": JUDGED,
     "trainer.final_quality_images": JUDGED,
@@ -109,10 +131,7 @@ RANGES = {
 
 def check(config: dict[str, Any]) -> None:
     """Raise UserError naming key, value and what is allowed; `config` is resolved and plain."""
-    flat = flatten(config)
-    for key, value in flat.items():
-        check_target(key, value)
-        _check_range(key, value)
+    check_values(config)
     _check_budget(config)
     _check_compile(config["trainer"])
     _check_weighting(config)
@@ -120,6 +139,14 @@ def check(config: dict[str, Any]) -> None:
     _check_samplers(config)
     _check_optimized_metric(config)
     _check_grid("objective", config["objective"])
+
+
+def check_values(config: dict[str, Any]) -> None:
+    """Raise UserError for a foreign target, or for the first value out of its range."""
+    flat = flatten(config)
+    for key in sorted(flat, key=lambda key: key.startswith("optimizer.")):  # its lr is objective.lr
+        check_target(key, flat[key])
+        _check_range(key, flat[key])
 
 
 def check_target(key: str, value: Any) -> None:
@@ -131,7 +158,13 @@ def check_target(key: str, value: Any) -> None:
 
 def _check_range(key: str, value: Any) -> None:
     for pattern, allowed in RANGES.items():
-        if value is not None and fnmatchcase(key, pattern) and not allowed.holds(value):
+        if value is None or not fnmatchcase(key, pattern):
+            continue
+        try:
+            holds = allowed.holds(value)
+        except TypeError:  # of a type that no schema has checked: out of a checkpoint
+            holds = False
+        if not holds:
             raise UserError(f"{key}={value}: must be {allowed.allowed}")
 
 

@@ -1,4 +1,4 @@
-"""What all tests share: no display, few threads, fast tests first."""
+"""What all tests share: no display, few threads, fast tests first, soak tests only when asked."""
 
 import os
 from pathlib import Path
@@ -18,6 +18,16 @@ def repository() -> Path:
     return REPOSITORY
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """`make soak` adds this."""
+    parser.addoption("--soak", action="store_true", help="run the soak tests, and only these")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Fast tests first, so that a plain mistake shows before the slow ones start."""
+    wanted = bool(config.getoption("--soak"))
+    left_out = [i for i in items if bool(i.get_closest_marker("soak")) != wanted]
+    if left_out:
+        config.hook.pytest_deselected(items=left_out)
+    items[:] = [item for item in items if item not in left_out]
     items.sort(key=lambda item: item.get_closest_marker("slow") is not None)

@@ -1,5 +1,7 @@
 """Small real runs for tests: a composed config, built and trained in a folder."""
 
+import copy
+import functools
 from functools import cache
 from pathlib import Path
 
@@ -33,9 +35,12 @@ TINY = {  # overrides that make each model small
 }
 
 
+composed_once = functools.cache(config.composed)  # takes half a second
+
+
 def built(path: Path, *overrides: str, teacher: Path | None = None) -> Experiment:
     """The experiment, checked as the command would check it, not yet run."""
-    composed = config.composed([*QUICK, *overrides])
+    composed = copy.deepcopy(composed_once((*QUICK, *overrides)))
     folder = RunFolder(path)
     launch.check(composed, folder)
     return build.experiment(

@@ -56,6 +56,26 @@ def test_a_damaged_newest_is_named_and_the_one_before_is_used(tmp_path, damage, 
         checkpoint.read(newest)
 
 
+def test_a_damaged_file_of_a_later_step_costs_no_good_one(tmp_path):
+    """With one kept, a file that was passed over would otherwise push out what was just saved."""
+    (tmp_path / "step-00000099.pt").write_bytes(b"damaged")
+    for step in (1, 2):
+        checkpoint.save(tmp_path, state(step), step=step, keep=1)
+    names = sorted(p.name for p in tmp_path.iterdir())
+    assert names == ["step-00000002.pt", "step-00000099.pt"]
+    assert checkpoint.newest(tmp_path)["step"] == 2
+
+
+def test_another_runs_checkpoint_is_named_and_passed_over(tmp_path, caplog):
+    checkpoint.save(tmp_path, state(1), step=1, keep=2)
+    checkpoint.save(tmp_path, {**state(2), "config": {"a": 1}}, step=2, keep=2)
+    assert checkpoint.newest(tmp_path)["step"] == 2
+    assert checkpoint.newest(tmp_path, state()["config"])["step"] == 1
+    assert "step-00000002.pt: belongs to a run with another configuration" in caplog.text
+    with pytest.raises(UserError, match="no whole checkpoint among 2"):
+        checkpoint.newest(tmp_path, {"a": 2})
+
+
 def test_only_damaged_ones_are_an_error_and_none_is_none(tmp_path):
     assert checkpoint.newest(tmp_path) is None
     (tmp_path / "step-00000001.pt").write_bytes(b"x")

@@ -1,6 +1,7 @@
 """Runs from beginning to end: every objective and model, exact resume, what is left."""
 
 import json
+import math
 import os
 import signal
 
@@ -9,10 +10,12 @@ import torch
 from runs import TINY, built, trained
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from scm import build, checkpoint
+from scm import build, checkpoint, config, tags
 from scm.data import IdxImages
+from scm.divergence import Diverged
 from scm.errors import UserError
-from scm.experiment import Diverged
+from scm.evaluator import Evaluation, Evaluator
+from scm.tags import is_better
 
 TWO_STEPS = ("trainer.budget.steps=2", "trainer.log_every=1")
 
@@ -57,14 +60,10 @@ def test_every_objective_trains_every_model(objective, model, teachers, tmp_path
 @pytest.mark.slow
 @pytest.mark.parametrize("objective", ["diffusion", "sct"])
 def test_the_toy_trains(objective, tmp_path):
-    metrics = trained(
-        tmp_path / "run",
-        f"objective={objective}",
-        "data=bimodal",
-        *TINY["mlp"],
-        *TWO_STEPS,
-    )
+    toy = (f"objective={objective}", "data=bimodal", *TINY["mlp"], *TWO_STEPS)
+    metrics = trained(tmp_path / "run", *toy)
     assert metrics["status"] == "done"
+    assert set(metrics["metrics"]) == set(tags.available(config.composed(toy)))
     measured = {tag for tag in metrics["metrics"] if tag.startswith("eval/toy/")}
     learned, made = {"sct": ("consistency", "one_step"), "diffusion": ("denoiser", "heun")}[
         objective
@@ -166,6 +165,43 @@ def test_what_a_run_leaves(tmp_path):
     assert checkpoint.digest(dict(trained_net.net.state_dict())) == checkpoint.digest(
         dict(from_folder.net.state_dict())
     )
+
+
+def test_better_is_lower_but_for_the_metrics_that_say_otherwise():
+    assert is_better("eval/loss", 1.0, None) and is_better("eval/loss", 1.0, 2.0)
+    assert not is_better("eval/loss", 2.0, 1.0) and not is_better("eval/loss", 1.0, 1.0)
+    assert is_better("eval/one_step/recall", 0.5, 0.4)
+    assert not is_better("eval/one_step/recall", 0.4, 0.5)
+    assert not is_better("eval/loss", math.nan, None) and not is_better("eval/loss", -math.inf, 1.0)
+
+
+@pytest.mark.slow
+def test_the_best_evaluations_weights_are_kept(tmp_path, monkeypatch):
+    """Losses 3, 1, 2 at steps 2, 4, 6: the weights of step 4, also after a stop at step 5."""
+
+    def evaluated(self, net, step, *, final):
+        seen[step] = checkpoint.digest(dict(sorted(net.state_dict().items())))
+        return Evaluation(metrics={"eval/loss": {2: 3.0, 4: 1.0, 6: 2.0}[step]})
+
+    seen = {}
+    monkeypatch.setattr(Evaluator, "__call__", evaluated)
+    run = (*TINY["unet_small"], "trainer.budget.steps=6", "trainer.evaluate_every=2")
+    with monkeypatch.context() as context:
+        signal_at(4, context)
+        trained(tmp_path / "run", *run)
+    metrics = trained(tmp_path / "run", *run)
+    assert metrics["best"] == {"step": 4, "metric": "eval/loss", "value": 1.0}
+    weights, _ = checkpoint.read_weights(tmp_path / "run" / "checkpoints" / checkpoint.BEST_FILE)
+    assert checkpoint.digest(dict(sorted(weights.items()))) == seen[4] != seen[6]
+
+
+@pytest.mark.slow
+def test_a_metric_that_is_not_evaluated_is_named(tmp_path, caplog):
+    metrics = trained(
+        tmp_path / "run", *TINY["unet_small"], *TWO_STEPS, "optimized_metric=eval/fid"
+    )
+    assert metrics["best"] is None and "optimized_metric=eval/fid: not evaluated" in caplog.text
+    assert not (tmp_path / "run" / "checkpoints" / checkpoint.BEST_FILE).exists()
 
 
 @pytest.mark.slow

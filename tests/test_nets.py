@@ -1,5 +1,6 @@
 """The networks: tangents, shapes, starts, precision, and the layers' defining properties."""
 
+import copy
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -8,9 +9,10 @@ import pytest
 import torch
 from hydra.utils import get_class
 from omegaconf import OmegaConf
+from runs import TINY, composed_once
 from torch import Tensor, nn
 
-from scm import dual
+from scm import build, dual
 from scm.nets import layers
 from scm.nets.embedding import Fourier, Positional
 
@@ -323,3 +325,17 @@ def test_master_weights_follow_their_input() -> None:
     for dtype in (torch.bfloat16, torch.float64):
         assert layers.Linear(3, 4)(torch.ones(2, 3, dtype=dtype)).dtype == dtype
         assert layers.Conv2d(3, 4, 1)(torch.ones(2, 3, 5, 5, dtype=dtype)).dtype == dtype
+
+
+@pytest.mark.parametrize("model", ["unet", "mlp", "unet_mobile"])
+def test_a_network_without_an_embedding_perceptron_still_sees_the_time(model):
+    """model.embedding_width=0: the blocks get the time embedding itself."""
+    torch.manual_seed(0)
+    settings = copy.deepcopy(composed_once((*TINY[model], "model.embedding_width=0"))["model"])
+    net = build.construct(nn.Module, "model", settings)
+    with torch.no_grad():
+        for parameter in net.parameters():
+            parameter.copy_(0.1 * torch.randn(parameter.shape))
+    x = torch.randn(1, *settings["image_shape"]).repeat(2, 1, 1, 1)
+    F, w = net.eval()(x, torch.tensor([0.3, 1.2]), None)
+    assert (F[0] - F[1]).abs().max() > 1e-5 and (w[0] - w[1]).abs() > 1e-5

@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from scm import results
+
 REPOSITORY = Path(__file__).resolve().parent.parent
 README = (REPOSITORY / "README.md").read_text()
 ROWS = re.findall(r"\| `(scm\.[\w.]+)` \| `(test_\w+\.py)::(\w+)` \|", README)
@@ -31,6 +33,14 @@ def test_the_tree_is_whole():
     assert listed >= modules and all((REPOSITORY / path).exists() for path in listed)
     too_long = [path for path, words in TREE if len(words.split()) > 7]
     assert too_long == []
+
+
+def test_the_table_of_results_is_the_commands_output():
+    shown = re.search(
+        r"<!-- python -m scm.results pretrained/\*.json -->\n(.*?)\n<!-- end -->", README, re.S
+    )
+    files = sorted((REPOSITORY / "pretrained").glob("*.json"))
+    assert shown and shown[1] == results.table([results.read(file) for file in files])
 
 
 def test_every_picture_and_link_to_a_file_exists():

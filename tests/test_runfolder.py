@@ -41,6 +41,16 @@ def test_foreign_folders_and_files_are_refused(tmp_path):
         RunFolder(tmp_path / "file").check(CONFIG)
 
 
+def test_a_folder_that_was_killed_before_its_config_was_written_is_used(tmp_path):
+    folder = RunFolder(tmp_path / "run")
+    folder.open({}).close()
+    (folder.path / ".hydra" / ".config.yaml.7.tmp").write_text("half")
+    folder.check(CONFIG)
+    (folder.samples / "mine.png").write_text("x")
+    with pytest.raises(UserError, match="holds files but no run"):
+        folder.check(CONFIG)
+
+
 def test_a_second_process_is_refused_and_stale_temporaries_go(tmp_path):
     folder = RunFolder(tmp_path / "run")
     with folder.open({}):

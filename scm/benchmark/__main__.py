@@ -1,7 +1,6 @@
 """The command: `python -m scm.benchmark --suite step`; prints a Markdown table, writes JSON."""
 
 import argparse
-import sys
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ from scm.benchmark import report
 from scm.benchmark.cases import FORMS, Workshop
 from scm.benchmark.suites import SUITES, Request
 from scm.benchmark.timing import memory_limit
+from scm.cli import Parser, mistakes_in_one_line
 from scm.config import CONF, Compile, Device, Precision
 from scm.errors import UserError
 from scm.files import write_json
@@ -33,7 +33,7 @@ needs about 20 GB at batch 128 in fp32. A case that fails is a row that says why
 def parser() -> argparse.ArgumentParser:
     """The command line."""
     suites = "\n".join(f"  {name:10}{suite.question}" for name, suite in SUITES.items())
-    p = argparse.ArgumentParser(
+    p = Parser(
         prog="python -m scm.benchmark",
         description="Measure cases side by side: each is warmed up, then all are timed in turn,\n"
         "round after round. Prints medians, quartiles and ratios to the diffusion step.",
@@ -81,12 +81,9 @@ def parser() -> argparse.ArgumentParser:
 def main(argv: list[str] | None = None) -> None:
     """Parse, measure, print, write; a user's mistake is one line and exit code 2."""
     arguments = parser().parse_args(argv)
-    try:
+    with mistakes_in_one_line():
         _check(arguments)
         print(run(arguments))
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
 
 
 def run(arguments: argparse.Namespace) -> str:

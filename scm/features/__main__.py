@@ -6,7 +6,6 @@ Every number follows from the seed: the same machine and number of threads give 
 import argparse
 import logging
 import math
-import sys
 import time
 from pathlib import Path
 
@@ -14,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from scm import build, checkpoint, features, rng, runtime, tags
+from scm.cli import Parser, mistakes_in_one_line
 from scm.config import Device, composed
 from scm.data import IdxImages
 from scm.errors import UserError
@@ -32,7 +32,7 @@ TURN, ZOOM, SHIFT = 0.17, 0.1, 0.15  # augmentation: radians, relative, in half 
 
 def parser() -> argparse.ArgumentParser:
     """The command line."""
-    p = argparse.ArgumentParser(
+    p = Parser(
         prog="python -m scm.features",
         description="Train the classifier whose features the quality metrics are computed from.",
     )
@@ -57,11 +57,8 @@ def main(argv: list[str] | None = None) -> None:
     """Train and write; a user's mistake is one line and exit code 2."""
     arguments = parser().parse_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    try:
+    with mistakes_in_one_line():
         make(arguments)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
 
 
 def make(arguments: argparse.Namespace) -> None:

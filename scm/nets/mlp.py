@@ -46,7 +46,7 @@ class MLP(nn.Module):
         time_embedding: TimeEmbedding,  # (B,) -> (B, dim)
         width: int,
         blocks: int,
-        embedding_width: int,
+        embedding_width: int,  # 0: the blocks get the time embedding itself
         norm: str,  # a key of layers.NORMS
     ) -> None:
         super().__init__()
@@ -58,7 +58,7 @@ class MLP(nn.Module):
         )
         self.stem = Linear(pixels, width)
         self.blocks = nn.ModuleList(
-            Block(width, embedding_width, norm, dropout) for _ in range(blocks)
+            Block(width, self.conditioning.width, norm, dropout) for _ in range(blocks)
         )
         self.out = zero(Linear(width, pixels))
 

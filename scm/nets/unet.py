@@ -110,7 +110,7 @@ class UNet(nn.Module):
         widths: Sequence[int],
         blocks: Sequence[int],
         attention_heads: int,
-        embedding_width: int,
+        embedding_width: int,  # 0: the blocks get the time embedding itself
         norm: str,  # a key of layers.NORMS
     ) -> None:
         super().__init__()
@@ -123,7 +123,7 @@ class UNet(nn.Module):
 
         def stack(level: int, heads: int = 0) -> Stack:
             return Stack(
-                Block(widths[level], embedding_width, norm, dropout, heads)
+                Block(widths[level], self.conditioning.width, norm, dropout, heads)
                 for _ in range(blocks[level])
             )
 

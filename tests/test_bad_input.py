@@ -1,0 +1,328 @@
+"""A mistake, through the real commands: one line that helps, exit code 2, and nothing changed.
+
+The table runs in this process through the commands' own entry points, a few rows as processes of
+their own; `make soak` runs every row as a process.
+"""
+
+import gzip
+import logging
+import os
+import resource
+import runpy
+import shutil
+import struct
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import torch
+from hydra._internal.hydra import Hydra
+from hydra.types import RunMode
+from runs import QUICK, TINY, trained
+
+from scm import sample as sampling
+from scm.benchmark import __main__ as benchmarking
+
+MODULES = {"scm.sample": sampling, "scm.benchmark": benchmarking}
+REPOSITORY = Path(__file__).resolve().parent.parent
+TOY = ("data=bimodal", *TINY["mlp"])
+ONE = ("trainer.budget.steps=1", "trainer.evaluate_every=100")
+SECONDS = 5  # of a core, within which each answers as a process of its own
+IDX = ("data.train_size=10", "data.train_images.sha256=null")  # ten images, whatever they are
+
+
+@dataclass(frozen=True)
+class Case:
+    """`says` are parts of the line; `{place}` stands for the folder of prepared files."""
+
+    command: str
+    arguments: tuple[str, ...]
+    says: tuple[str, ...]
+
+    def __str__(self):
+        return " ".join([self.command, *self.arguments])
+
+
+def run(*arguments, says=()):
+    return Case("run.py", arguments, (says,) if isinstance(says, str) else says)
+
+
+def sample(*arguments, says=()):
+    return Case("scm.sample", arguments, (says,) if isinstance(says, str) else says)
+
+
+def benchmark(*arguments, says=()):
+    return Case("scm.benchmark", arguments, (says,) if isinstance(says, str) else says)
+
+
+OUT = ("--out", "{place}/new.npz")
+CASES = (
+    # groups and keys that are not there
+    run("objective=gan", says=("gan", "diffusion; scd; sct")),
+    run("weightnig=unit", says="weightnig"),
+    run("objective.foo=1", says="objective.foo"),
+    run("+objective.foo=1", says="objective.foo: unknown key"),
+    run("+foo=1", says="foo"),
+    run("+model.time_embedding.foo=1", says="foo: unknown key"),
+    run("~objective.lr", says="objective.lr"),
+    run("model/time_embedding=rotary", says=("rotary", "fourier")),
+    run("experiment=nothing", says="nothing"),
+    run("seed", says="seed"),
+    run("=3", says="=3"),
+    run("model.widths=[8,", says="[8,"),
+    run("trainer.batch_size=${nowhere}", says="nowhere"),
+    run("--nothing", says="--nothing"),
+    run("--cfg", "everything", says="everything"),
+    run("-cn", "nothing", says="nothing"),
+    run("-cd", "{place}/nowhere", says="nowhere"),
+    # wrong types
+    run("trainer.batch_size=many", says="trainer.batch_size=many"),
+    run("trainer.batch_size=1.5", says="1.5"),
+    run("trainer.batch_size=[1]", says="trainer.batch_size"),
+    run("trainer.batch_size=null", says="trainer.batch_size"),
+    run("seed=", says="seed"),
+    run("objective.adaptive_weight=perhaps", says="perhaps"),
+    run("objective.tangent.norm=l3", says="Invalid value 'l3', expected one of [rms, l2]"),
+    run("objective.jvp=triple", says="triple"),
+    run("trainer.precision=fp8", says="fp8"),
+    run("model.widths=3", says="model.widths"),
+    run("sampler.two_step.times=1.1", says="sampler.two_step.times"),
+    run("sampler.two_step.times=[x]", says="sampler.two_step.times"),
+    run("optimizer.betas=[0.9,x]", says="optimizer.betas"),
+    # out of range: negative, zero, infinite, huge
+    run("trainer.batch_size=0", says="trainer.batch_size=0: must be"),
+    run("trainer.batch_size=-8", says="trainer.batch_size=-8: must be"),
+    run("trainer.batch_size=1000000000000", says="trainer.batch_size=1000000000000: must be"),
+    run("trainer.micro_batch_size=0", says="trainer.micro_batch_size=0"),
+    run("trainer.budget.steps=1000000000", says="trainer.budget.steps=1000000000: must be"),
+    run("trainer.budget.minutes=inf", says="trainer.budget.minutes=inf"),
+    run("trainer.budget.steps=null", says="would never end"),
+    run("trainer.lr_decay_fraction=1.5", says="trainer.lr_decay_fraction=1.5"),
+    run("trainer.grad_clip=0", says="trainer.grad_clip=0"),
+    run("trainer.log_every=0", says="trainer.log_every=0"),
+    run("trainer.keep_checkpoints=0", says="trainer.keep_checkpoints=0"),
+    run("trainer.max_skipped_steps=0", says="trainer.max_skipped_steps=0"),
+    run("trainer.threads=1000000", says="trainer.threads=1000000: must be"),
+    run("trainer.ema_half_life_images=-1", says="trainer.ema_half_life_images=-1"),
+    run("objective.lr=-1", says="objective.lr=-1"),
+    run("objective.lr=inf", says="objective.lr=inf"),
+    run("objective.lr=nan", says="objective.lr=nan"),
+    run("objective.P_std=0", says="objective.P_std=0"),
+    run("objective.P_mean=1e300", says="objective.P_mean=1e+300: must be"),
+    run("objective.dropout=1", says="objective.dropout=1"),
+    run("objective.tangent.c=-0.1", says="objective.tangent.c=-0.1"),
+    run("objective.tangent_warmup_steps=-1", says="objective.tangent_warmup_steps=-1"),
+    run("optimizer.betas=[0.9]", says="optimizer.betas=[0.9]: must be two numbers"),
+    run("optimizer.eps=0", says="optimizer.eps=0"),
+    run("model.width=100000000", *TOY[:2], says="model.width=100000000: must be"),
+    run("model.widths=[]", says="model.widths=[]: must be"),
+    run("model.widths=[0,8]", says="model.widths=[0, 8]: must be"),
+    run("model.blocks=[1000000000,1]", says="model.blocks"),
+    run("model.blocks=[1]", says=("model", "blocks")),
+    run("model.time_embedding.dim=3", says="model.time_embedding.dim=3: must be an even number in"),
+    run("model.norm=batch", says="model.norm='batch'"),
+    run("model.time_embedding.c_noise=cubic", says="cubic"),
+    run("seed=-1", says="seed=-1"),
+    run("seed=99999999999999999999", says="seed=99999999999999999999: must be"),
+    run("data.image_shape=[1,0,28]", says="data.image_shape"),
+    run("data.test_size=8", says="data.test_size=8: must be"),
+    # combinations that cannot be
+    run("sampler=[]", says="sampler: none is chosen"),
+    run("sampler=heun", says="sampler=heun: integrates the ODE"),
+    run("sampler=multi_step", "sampler.multi_step.times=[1,1.2]", says="must fall strictly"),
+    run("sampler.two_step.times=[3]", says="two_step"),
+    run("sampler.two_step.times=[nan]", says="two_step"),
+    run("objective=diffusion", "sampler.heun.sigma_min=90", says="sampler.heun.sigma_min=90.0"),
+    run("objective=diffusion", "weighting=no_prior", says="weighting=no_prior"),
+    run("data=bimodal", says="images (1, 1, 1): this UNet needs"),
+    run("model.num_classes=7", says="model.num_classes=7: mnist has 10 classes"),
+    run("trainer.compile=cuda_graphs", "trainer.micro_batch_size=8", says="cuda_graphs"),
+    run("trainer.device=mps", says="trainer.device=mps: not on this machine"),
+    run("data.sigma_data=0.3", says="data.sigma_data=0.3: mnist measures 0.481"),
+    # paths: missing, not readable, of something else
+    run("objective=scd", says=("objective.teacher=null", "python run.py objective=diffusion")),
+    run("objective=scd", "objective.teacher=nowhere", says="objective.teacher=nowhere: no such"),
+    run("objective.init=nowhere", says="objective.init=nowhere: no such"),
+    run("objective.init={place}/text.pt", *TOY, says="text.pt: not a readable checkpoint"),
+    run("objective.init={place}/empty", *TOY, says="empty: no checkpoint in this folder"),
+    run("objective.init={place}/toy", says="trained with data.name=bimodal, this run has mnist"),
+    run("objective.init={place}/toy", *TOY[:2], "model.width=32", says="of another network"),
+    run("objective.init={place}/damaged", *TOY, says="no whole checkpoint"),
+    run("objective=scd", "objective.teacher={place}/toy", *TOY, says="a consistency model"),
+    run("hydra.run.dir={place}/text.pt", says="text.pt: a file; name a folder"),
+    run("hydra.run.dir={place}/text.pt/run", says="text.pt"),
+    run("hydra.run.dir={place}/mine", says="holds files but no run"),
+    run("hydra.run.dir={place}/toy", *QUICK, *TOY, *ONE, "seed=5", says="seed=5 (there: 0)"),
+    run("hydra.run.dir={place}/" + "n" * 300, says="File name too long"),
+    run("hydra.run.dir=/sys/scm", says="/sys/scm"),
+    run("hydra.run.dir={place}/unreadable", *QUICK, *TOY, *ONE, says="metrics.json: unreadable"),
+    # idx files
+    run("data.root={place}/nowhere", says="train-images-idx3-ubyte.gz is missing"),
+    run("data.root={place}/idx-cut", *IDX, says="cannot be read"),
+    run("data.root={place}/idx-short", *IDX, says="raw bytes instead of 7856"),
+    run("data.root={place}/idx-long", *IDX, says="more than 7856 raw bytes"),
+    run("data.root={place}/idx-bomb", *IDX, says="more than 7856 raw bytes"),
+    run("data.root={place}/idx-magic", *IDX, says="is not an idx file"),
+    run("data.root={place}/idx-text", *IDX, says="cannot be read"),
+    run("data.root={place}/idx-magic", IDX[0], says="is damaged: SHA-256"),
+    run("data=fashion_mnist", "data.root={place}/empty", says="data.download=true"),
+    run("data.download=true", says="data.download=true: no download"),
+    # sampling
+    sample("{place}/nowhere", *OUT, says="nowhere: no such file or folder"),
+    sample("{place}/empty", *OUT, says="empty: no checkpoint in this folder"),
+    sample("{place}/text.pt", *OUT, says="not a readable checkpoint"),
+    sample("{place}/text.safetensors", *OUT, says="not weights of this project"),
+    sample("{place}/foreign.pt", *OUT, says="foreign.pt"),
+    sample("{place}/toy", says="nothing to write"),
+    sample("{place}/toy", "--out", "{place}/text.pt", says="text.pt: exists"),
+    sample("{place}/toy", "--out", "{place}/nowhere/x.npz", says="no folder"),
+    sample("{place}/toy", *OUT, "-n", "0", says="n=0: must be"),
+    sample("{place}/toy", *OUT, "-n", "many", says="many"),
+    sample("{place}/toy", *OUT, "--batch-size", "-1", says="batch_size=-1: must be"),
+    sample("{place}/toy", *OUT, "--label", "3", says="--label 3: the model is unconditional"),
+    sample("{place}/toy", *OUT, "--sampler", "magic", says="--sampler magic: unknown; there is"),
+    sample("{place}/toy", *OUT, "--sampler", "heun", says="trains a consistency function"),
+    sample("{place}/toy", *OUT, "--sampler", "two_step", "times=[x]", says="times=[x]"),
+    sample("{place}/toy", *OUT, "--sampler", "multi_step", "times=[1,2]", says="must fall"),
+    sample("{place}/toy", *OUT, "--sampler", "two_step", "foo=1", says="foo"),
+    sample("{place}/toy", *OUT, "--device", "abacus", says="abacus"),
+    sample("{place}/toy", *OUT, "--device", "mps", says="mps"),
+    sample("{place}/toy", *OUT, "--seed", "x", says="--seed"),
+    sample(says="model"),
+    # benchmarks
+    benchmark("--suite", "vibes", says="vibes"),
+    benchmark("--batch-sizes", "0", says="must be at least 1"),
+    benchmark("--overrides", "trainer.threads=0", says="trainer.threads=0"),
+    benchmark("--suite", "sampling", "--compile", says="--compile"),
+)
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    """Two runs and what else the rows name, good and bad."""
+    place = tmp_path_factory.mktemp("bad")
+    toy = place / "toy"
+    trained(toy, *TOY, *ONE)
+    for name in ("empty", "mine"):
+        (place / name).mkdir()
+    (place / "mine" / "thesis.txt").write_text("x")
+    for name in ("text.pt", "text.safetensors"):
+        (place / name).write_text("no such thing")
+    torch.save({"weights": torch.ones(2)}, place / "foreign.pt")
+    for name in ("damaged", "unreadable"):
+        shutil.copytree(toy, place / name)
+    for path in (place / "damaged" / "checkpoints").glob("step-*"):
+        path.write_bytes(path.read_bytes()[:-100])
+    (place / "unreadable" / "metrics.json").write_text("{")
+
+    header = struct.pack(">HBB3I", 0, 8, 3, 10, 28, 28)
+    zeros = gzip.compress(bytes(10_000_000))
+    for name, data in {
+        "cut": gzip.compress(header + os.urandom(7840))[:-500],
+        "short": gzip.compress(header + bytes(7839)),
+        "long": gzip.compress(header + bytes(7841)),
+        "bomb": zeros * 1000,  # 10 GB
+        "magic": gzip.compress(b"\0\0\x0d\3" + header[4:] + bytes(7840)),
+        "text": b"no such thing",
+    }.items():
+        (place / f"idx-{name}").mkdir()
+        (place / f"idx-{name}" / "train-images-idx3-ubyte.gz").write_bytes(data)
+    return place
+
+
+def stamps(folder):
+    """Every path below, with its size and the time of its last change."""
+    return {path: (s := path.lstat()).st_size + s.st_mtime_ns for path in folder.rglob("*")}
+
+
+def arguments_of(case, place):
+    arguments = [argument.replace("{place}", str(place)) for argument in case.arguments]
+    placed = any(argument.startswith("hydra.run.dir=") for argument in arguments)
+    if case.command == "run.py" and not placed:
+        arguments.append(f"hydra.run.dir={place / 'new'}")
+    if case.command == "run.py" and "trainer.budget" not in str(arguments):
+        arguments.append(ONE[0])  # so that a row that is no mistake shows soon
+    return arguments
+
+
+def check(case, code, error):
+    assert code == 2, error
+    assert error.startswith("error: ") and error.count("\n") == 1 and error.endswith("\n"), error
+    missing = [part for part in case.says if part not in error]
+    assert not missing, error
+
+
+@pytest.fixture
+def untouched(place):
+    """Nothing is written, in the prepared folder or where runs go by themselves."""
+    folders = (place, REPOSITORY / "outputs")
+    before = [stamps(folder) for folder in folders]
+    yield
+    assert [stamps(folder) for folder in folders] == before
+
+
+def in_process(case, arguments, monkeypatch):
+    """Run the command's entry point here; returns its exit code, 0 where it only returns."""
+    monkeypatch.setattr(sys, "argv", [case.command, *arguments])
+    monkeypatch.chdir(REPOSITORY)
+    monkeypatch.setenv("HYDRA_FULL_ERROR", "1")
+    monkeypatch.setattr(Hydra, "get_mode", lambda *_, **__: RunMode.RUN)  # composes once more
+    root = logging.getLogger()
+    handlers, level = root.handlers[:], root.level
+    try:
+        if case.command == "run.py":
+            runpy.run_path("run.py", run_name="__main__")
+        else:
+            MODULES[case.command].main(arguments)
+    except SystemExit as ended:
+        return ended.code
+    finally:
+        root.handlers[:], root.level = handlers, level
+    return 0
+
+
+@pytest.mark.parametrize(
+    "case",
+    [
+        pytest.param(c, marks=[pytest.mark.slow] * (i % 10 > 0), id=str(c))
+        for i, c in enumerate(CASES)
+    ],
+)
+def test_a_mistake_is_one_line_and_changes_nothing(case, place, untouched, monkeypatch, capsys):
+    code = in_process(case, arguments_of(case, place), monkeypatch)
+    check(case, code, capsys.readouterr().err)
+
+
+def process(case, place):
+    command = [case.command] if case.command == "run.py" else ["-m", case.command]
+    started = resource.getrusage(resource.RUSAGE_CHILDREN)
+    ended = subprocess.run(
+        [sys.executable, *command, *arguments_of(case, place)],
+        cwd=REPOSITORY,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    check(case, ended.returncode, ended.stderr)
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime - started.ru_utime + used.ru_stime - started.ru_stime
+
+
+def test_the_table_is_long_enough():
+    assert len({str(case) for case in CASES}) == len(CASES) >= 100
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", [CASES[0], CASES[30], CASES[-25]], ids=str)
+def test_a_mistake_in_a_process_of_its_own(case, place, untouched):
+    process(case, place)
+
+
+@pytest.mark.soak
+def test_every_mistake_in_a_process_of_its_own(place, untouched):
+    seconds = {str(case): process(case, place) for case in CASES}
+    slowest = max(seconds, key=seconds.get)
+    print(f"{len(CASES)} mistakes; the slowest answer took {seconds[slowest]:.1f} s: {slowest}")
+    assert seconds[slowest] < SECONDS

@@ -1,0 +1,269 @@
+"""Random possible configurations train; many runs in one process hold nothing back."""
+
+import gc
+import gzip
+import logging
+import math
+import os
+import random
+import runpy
+import struct
+import sys
+import threading
+from fnmatch import fnmatchcase
+from pathlib import Path
+
+import pytest
+from runs import QUICK, TINY, trained
+
+from scm import launch, validate
+from scm.config import CONF
+from scm.data import IdxImages  # noqa: F401  (imported before anything is counted)
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+TRAIN, TEST = 600, 512
+MLP = ("data=bimodal", "model=mlp")
+
+
+def options(group):
+    return sorted(path.stem for path in (CONF / group).glob("*.yaml"))
+
+
+def log_uniform(low, high):
+    return lambda rng: math.exp(rng.uniform(math.log(low), math.log(high)))
+
+
+def one_of(*values):
+    return lambda rng: rng.choice(values)
+
+
+def uniform(low, high):
+    return lambda rng: rng.uniform(low, high)
+
+
+def falling_times(rng):
+    return sorted((rng.uniform(0.01, 1.5) for _ in range(rng.randint(1, 3))), reverse=True)
+
+
+VALUES = {  # what every run draws of
+    "seed": lambda rng: rng.randrange(2**63),
+    "objective.P_mean": uniform(-4, 2),
+    "objective.P_std": log_uniform(0.1, 3),
+    "objective.adaptive_weight": one_of("true", "false"),
+    "objective.dropout": one_of(0, 0.2, 0.9),
+    "objective.lr": log_uniform(1e-5, 1e-2),
+    "optimizer.betas": one_of([0, 0], [0.9, 0.99], [0.5, 0.999]),
+    "optimizer.eps": log_uniform(1e-12, 1e-3),
+    "optimizer.weight_decay": one_of(0, 0.1),
+    "model.norm": one_of("double", "adagn", "seed"),
+    "model.embedding_width": one_of(0, 8, 24),
+    "model.time_embedding.dim": one_of(2, 8, 64),
+    "model.time_embedding.c_noise": one_of("t", "log"),
+    "trainer.batch_size": one_of(1, 2, 7, 16),
+    "trainer.micro_batch_size": one_of("null", 1, 3, 64),
+    "trainer.lr_warmup_steps": one_of(0, 1, 100),
+    "trainer.lr_decay_fraction": one_of(0, 0.5, 1),
+    "trainer.grad_clip": one_of("null", 1e-3, 1.0),
+    "trainer.max_skipped_steps": one_of(1, 10),
+    "trainer.ema_half_life_images": log_uniform(1, 1e6),
+    "trainer.ema_rampup": one_of("null", 0.05),
+    "trainer.precision": one_of("auto", "fp32", "bf16"),
+    "trainer.deterministic": one_of("true", "false"),
+    "trainer.log_every": one_of(1, 2, 100),
+    "trainer.evaluate_every": one_of(2, 100),
+    "trainer.save_every": one_of(1, 2, 100),
+    "trainer.keep_checkpoints": one_of(1, 3),
+}
+OF_OPTIONS = {  # keys that only some options have
+    ("objective", "sct scd"): {
+        "objective.tangent_warmup_steps": one_of(0, 2, 5000),
+        "objective.jvp": one_of("dual", "split"),
+    },
+    ("objective/tangent", "normalize"): {
+        "objective.tangent.c": one_of(0, 0.1, 3),
+        "objective.tangent.norm": one_of("rms", "l2"),
+    },
+    ("objective/tangent", "clip"): {"objective.tangent.bound": log_uniform(0.01, 10)},
+    ("model/time_embedding", "positional"): {
+        "model.time_embedding.max_positions": log_uniform(10, 1e5)
+    },
+    ("model/time_embedding", "fourier"): {"model.time_embedding.scale": log_uniform(0.01, 16)},
+    ("sampler", "one_step two_step multi_step ddim heun"): {
+        "sampler.{sampler}.sigma_max": log_uniform(20, 200)
+    },
+    ("sampler", "multi_step"): {"sampler.multi_step.times": falling_times},
+    ("sampler", "ddim heun"): {
+        "sampler.{sampler}.steps": one_of(1, 2, 3),
+        "sampler.{sampler}.sigma_min": log_uniform(1e-4, 1),
+        "sampler.{sampler}.rho": log_uniform(1, 10),
+    },
+    ("data", "bimodal"): {"data.mean": uniform(0, 3), "data.std": log_uniform(0.1, 2)},
+}
+ELSEWHERE = (  # sizes come with the small models; data as they are; budgets end runs soon
+    *("model.width*", "model.blocks", "model.multipliers", "model.patch", "model.groups"),
+    *("model.attention_heads", "model.num_classes", "trainer.budget.*", "trainer.threads"),
+    *("data.image_shape", "data.num_classes", "data.train_size", "data.test_size"),
+    *("data.sigma_data*", "weighting.sigma_data", "optimizer.lr"),
+)
+
+
+def drawn(rng, images, teacher):
+    """Overrides of one possible configuration."""
+    data = rng.choice(("bimodal", "mnist"))
+    model = "mlp" if data == "bimodal" else rng.choice(sorted(TINY))
+    kinds = ["diffusion", "sct"] + ["scd"] * (data == "bimodal")
+    choice = {
+        "data": data,
+        "objective": rng.choice(kinds),
+        "optimizer": rng.choice(options("optimizer")),
+        "weighting": rng.choice(options("weighting")),
+        "model/time_embedding": rng.choice(options("model/time_embedding")),
+    }
+    if choice["objective"] == "diffusion":
+        choice["weighting"] = rng.choice(("unit", "inv_sigma"))
+        choice["sampler"] = rng.choice(("ddim", "heun"))
+    else:
+        choice["objective/tangent"] = rng.choice(options("objective/tangent"))
+        choice["sampler"] = rng.choice(("one_step", "two_step", "multi_step"))
+    values = dict(VALUES)
+    for (group, names), more in OF_OPTIONS.items():
+        if choice.get(group) in names.split():
+            values |= {key.format(**choice): draw for key, draw in more.items()}
+    # groups first that others' keys belong to
+    overrides = [f"{group}={option}" for group, option in choice.items()]
+    overrides += [*TINY[model], *[f"{key}={draw(rng)}" for key, draw in values.items()]]
+    overrides += ["trainer.budget.steps=3"]
+    if data == "mnist":
+        overrides += [*images, f"model.num_classes={rng.choice((0, 10))}"]
+    if choice["objective"] == "scd":
+        overrides += [f"objective.teacher={teacher}", "objective.init=null"]
+    return [text.replace(" ", "") for text in overrides]
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory):
+    """The first of MNIST's images, so that a run starts at once: overrides that read them."""
+    place = tmp_path_factory.mktemp("images")
+    overrides = [f"data.root={place}", f"data.train_size={TRAIN}", f"data.test_size={TEST}"]
+    for part, prefix, count in (("train", "train", TRAIN), ("test", "t10k", TEST)):
+        for kind, size, rank in (("images", 784, 3), ("labels", 1, 1)):
+            name = f"{prefix}-{kind}-idx{rank}-ubyte"
+            with gzip.open(REPOSITORY / "data" / "mnist" / f"{name}.gz") as file:
+                raw = file.read(4 + 4 * rank + count * size)
+            header = raw[:4] + struct.pack(">I", count) + raw[8 : 4 + 4 * rank]
+            (place / name).write_bytes(header + raw[4 + 4 * rank :])
+            overrides.append(f"data.{part}_{kind}.sha256=null")
+    return overrides
+
+
+@pytest.fixture(scope="module")
+def teacher(tmp_path_factory):
+    path = tmp_path_factory.mktemp("teacher") / "run"
+    trained(path, "objective=diffusion", "data=bimodal", *TINY["mlp"], "trainer.budget.steps=1")
+    return path
+
+
+def random_runs(count, seed, images, teacher, tmp_path):
+    """Train so many; a failure names its overrides, with which it can be repeated."""
+    rng, failed, diverged = random.Random(seed), [], 0
+    for number in range(count):
+        overrides = drawn(rng, images, teacher)
+        try:
+            metrics = trained(tmp_path / str(number), *overrides, teacher=teacher_of(overrides))
+            assert metrics["status"] == "done" and metrics["steps"] == 3
+        except Exception as error:
+            if type(error).__name__ == "Diverged":  # an extreme draw may, and says so
+                diverged += 1
+                continue
+            failed.append(f"{type(error).__name__}: {error}\n  {' '.join(overrides)}")
+    print(f"{count} random configurations, {diverged} diverged")
+    assert not failed, "\n".join(failed)
+    assert diverged <= count / 10
+
+
+def teacher_of(overrides):
+    found = [text for text in overrides if text.startswith("objective.teacher=")]
+    return Path(found[0].partition("=")[2]) if found else None
+
+
+def test_the_draws_cover_the_schema():
+    """Every key with a range is drawn, or said to be elsewhere."""
+    keys = set(VALUES) | {key for more in OF_OPTIONS.values() for key in more}
+    keys = {key.replace("{sampler}", "*") for key in keys}
+    missing = [
+        pattern
+        for pattern in validate.RANGES
+        if not any(fnmatchcase(key, pattern) or key == pattern for key in keys)
+        and not any(fnmatchcase(pattern, other) for other in ELSEWHERE)
+    ]
+    assert missing == []
+
+
+@pytest.mark.slow
+def test_random_configurations_train(images, teacher, tmp_path):
+    random_runs(6, 0, images, teacher, tmp_path)
+
+
+@pytest.mark.soak
+def test_300_random_configurations_train(images, teacher, tmp_path):
+    random_runs(300, 1, images, teacher, tmp_path)
+
+
+# ---------------------------------------------------------------- many runs in one process
+
+
+def held():
+    """Open files, threads, and resident memory in MB."""
+    gc.collect()
+    status = Path("/proc/self/status").read_text()
+    memory = int(status.split("VmRSS:")[1].split()[0]) / 1024
+    return len(os.listdir("/proc/self/fd")), threading.active_count(), memory
+
+
+def multirun(count, tmp_path, monkeypatch):
+    """What the process holds after each job of one sweep."""
+    found = []
+
+    def counted(*arguments):
+        try:
+            return original(*arguments)
+        finally:
+            found.append(held())
+
+    original = launch.run
+    monkeypatch.setattr(launch, "run", counted)
+    arguments = ["-m", f"hydra.sweep.dir={tmp_path}", "hydra.sweep.subdir=${hydra.job.num}"]
+    seeds = ",".join(map(str, range(count)))
+    small = [*QUICK, "data=bimodal", *TINY["mlp"], "trainer.budget.steps=2"]
+    monkeypatch.setattr(sys, "argv", ["run.py", *arguments, *small, f"seed={seeds}"])
+    monkeypatch.chdir(REPOSITORY)
+    monkeypatch.setenv("HYDRA_FULL_ERROR", "1")
+    root = logging.getLogger()
+    handlers, level = root.handlers[:], root.level
+    try:
+        runpy.run_path("run.py", run_name="__main__")
+    finally:
+        root.handlers[:], root.level = handlers, level
+    assert len(found) == count
+    return found
+
+
+LINUX = pytest.mark.skipif(sys.platform != "linux", reason="counts in /proc")
+
+
+@LINUX
+@pytest.mark.slow
+def test_a_multirun_leaves_no_file_and_no_thread_open(tmp_path, monkeypatch):
+    files, threads, _ = zip(*multirun(4, tmp_path, monkeypatch), strict=True)
+    assert files[1] == files[-1] and threads[1] == threads[-1]
+
+
+@LINUX
+@pytest.mark.soak
+def test_a_multirun_of_50_holds_nothing_back(tmp_path, monkeypatch):
+    found = multirun(50, tmp_path, monkeypatch)
+    files, threads, memory = zip(*found, strict=True)
+    growth = memory[-1] - memory[9]
+    print(f"50 runs: {files[-1] - files[1]} more files, {growth:.1f} MB in the last 40")
+    assert files[1] == files[-1] and threads[1] == threads[-1]
+    assert growth < 20
