@@ -160,3 +160,18 @@ def test_the_toys_grid_ends_with_a_report(tmp_path):
     settings = metadata.parse_session_start_info_plugin_data(content).hparams
     assert {info.name for info in experiment.hparam_infos} == set(settings)
     assert settings["weighting"].string_value == "Unit" and settings["seed"].number_value == 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("launcher", "extra"), [("joblib", "joblib"), ("submitit_local", "submitit")]
+)
+def test_other_launchers_use_the_same_folders_and_exit_codes(launcher, extra, tmp_path):
+    pytest.importorskip(f"hydra_plugins.hydra_{extra}_launcher", reason=f"needs .[{extra}]")
+    jobs = ["-m", f"hydra/launcher={launcher}", f"hydra.sweep.dir={tmp_path}", *QUICK]
+    jobs += ["data=bimodal", *TINY["mlp"], "trainer.budget.steps=2", "trainer.batch_size=0,8"]
+    ended = command(*jobs)
+    assert ended.returncode == 1, ended.stderr
+    wanted = {"trainer.batch_size=0": "failed", "trainer.batch_size=8": "done"}
+    assert statuses(tmp_path) == wanted and (tmp_path / "report.html").exists()
+    assert command(*jobs).returncode == 1 and statuses(tmp_path) == wanted
