@@ -12,26 +12,29 @@ CHARTS = ("frechet_distance", "kid", "precision", "recall", "coverage")
 
 
 def hparams(config: Flat) -> dict[str, Any]:
-    """A run's row on the HParams page: the same keys and types in every run, never None."""
+    """A run's row on the HParams page: the same keys and types in every run, never None.
+
+    What the config of another version lacks is empty or 0.
+    """
     return {
         "objective": _name(config, "objective"),
         "N": config.get("objective.N", 0),  # 0: continuous time
         "weighting": _name(config, "weighting"),
-        "adaptive_weight": config["objective.adaptive_weight"],
+        "adaptive_weight": config.get("objective.adaptive_weight", False),
         "tangent": _name(config, "objective.tangent"),
         "tangent_warmup_steps": config.get("objective.tangent_warmup_steps", 0),
         "from_scratch": config.get("objective.init") is None,
         "model": _name(config, "model"),
-        "norm": config["model.norm"],
+        "norm": config.get("model.norm", ""),
         "time_embedding": _name(config, "model.time_embedding"),
         "embedding_scale": float(config.get("model.time_embedding.scale", 0)),
-        "c_noise": config["model.time_embedding.c_noise"],
+        "c_noise": config.get("model.time_embedding.c_noise", ""),
         "optimizer": _name(config, "optimizer"),
-        "lr": config["optimizer.lr"],
-        "batch_size": config["trainer.batch_size"],
-        "P_mean": config["objective.P_mean"],
-        "P_std": config["objective.P_std"],
-        "seed": config["seed"],
+        "lr": config.get("optimizer.lr", 0.0),
+        "batch_size": config.get("trainer.batch_size", 0),
+        "P_mean": config.get("objective.P_mean", 0.0),
+        "P_std": config.get("objective.P_std", 0.0),
+        "seed": config.get("seed", 0),
     }
 
 

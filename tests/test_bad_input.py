@@ -60,7 +60,7 @@ def benchmark(*arguments, says=()):
 OUT = ("--out", "{place}/new.npz")
 CASES = (
     # groups and keys that are not there
-    run("objective=gan", says=("gan", "diffusion; scd; sct")),
+    run("objective=gan", says=("gan", "diffusion; discrete_cd; discrete_ct; scd; sct")),
     run("weightnig=unit", says="weightnig"),
     run("objective.foo=1", says="objective.foo"),
     run("+objective.foo=1", says="objective.foo: unknown key"),

@@ -61,7 +61,7 @@ def tiny(tmp_path: Path) -> dict:
 
 def load_yaml(name: str, root: Path) -> dict:
     config = yaml.safe_load((root / "conf" / "data" / f"{name}.yaml").read_text())
-    del config["defaults"], config["_target_"]
+    del config["defaults"], config["_target_"], config["teacher"]
     return config
 
 

@@ -110,7 +110,8 @@ def test_all_processes_take_the_first_ones_time(key, monkeypatch):
     monkeypatch.setattr(distributed, "world", Other)
     register()
     with initialize_config_dir(version_base="1.3", config_dir=str(CONF)):
-        cfg = compose("config", overrides=list(QUICK), return_hydra_config=True)
+        timed = "hydra.sweep.dir='outputs/a-${now:%S}'"  # a sweep's own name has no time in it
+        cfg = compose("config", overrides=[*QUICK, timed], return_hydra_config=True)
     cfg.hydra.job.config_name = "config"
     launch._share_time(cfg, key)
     section = cfg.hydra.run if key == "hydra.run.dir" else cfg.hydra.sweep

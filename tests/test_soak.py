@@ -103,7 +103,8 @@ ELSEWHERE = (  # sizes come with the small models; data as they are; budgets end
     *("model.width*", "model.blocks", "model.multipliers", "model.patch", "model.groups"),
     *("model.attention_heads", "model.num_classes", "trainer.budget.*", "trainer.threads"),
     *("data.image_shape", "data.num_classes", "data.train_size", "data.test_size"),
-    *("data.sigma_data*", "weighting.sigma_data", "optimizer.lr"),
+    *("data.sigma_data*", "weighting.sigma_data", "optimizer.lr", "objective.betas"),
+    *("objective.N", "objective.sigma_m*", "objective.rho", "trainer.*quality_images"),
 )
 
 
