@@ -67,6 +67,8 @@ class Workshop:
             *choices,
         ]
         config = composed(overrides)
+        if "init" in config["objective"]:
+            config["objective"]["init"] = None  # shipped weights are of one model alone
         if "teacher" in config["objective"]:
             config["objective"]["teacher"] = str(self._teacher(label))
         validate.check(config)
