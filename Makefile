@@ -28,10 +28,10 @@ train: $(INSTALLED) ## train sCT on MNIST; another job: make train ARGS="objecti
 	$(BIN)/python run.py $(ARGS)
 
 test: lint ## all that `check` does, and the slow tests too
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n auto
 
 check: lint ## format, lint, types, import direction and the fast tests
-	$(BIN)/python -m pytest -m "not slow"
+	$(BIN)/python -m pytest -n auto -m "not slow"
 
 soak: $(INSTALLED) ## faults without end: kills, full disks, bad input, random runs (half an hour)
 	$(BIN)/python -m pytest --soak -s

@@ -204,11 +204,7 @@ class Experiment:
     def _keep_best(self) -> None:
         """Write the EMA weights where this evaluation is the best by `optimized_metric`."""
         metric = tags.optimized_metric(self.config)
-        if metric not in self.evaluated:
-            there = ", ".join(self.evaluated)
-            log.warning(
-                "optimized_metric=%s: not evaluated, so no best is kept (%s)", metric, there
-            )
+        if metric not in self.evaluated:  # a final/ one, which the last evaluation alone has
             return
         value = self.evaluated[metric]
         if tags.is_better(metric, value, self.best["value"] if self.best else None):

@@ -137,12 +137,18 @@ CASES = (
     run("objective=diffusion", "sampler.heun.sigma_min=90", says="sampler.heun.sigma_min=90.0"),
     run("objective=diffusion", "weighting=no_prior", says="weighting=no_prior"),
     run("data=bimodal", says="images (1, 1, 1): this UNet needs"),
-    run("model.num_classes=7", says="model.num_classes=7: mnist has 10 classes"),
+    run(
+        "model.num_classes=7", "data.teacher=null", says="model.num_classes=7: mnist has 10 classes"
+    ),
     run("trainer.compile=cuda_graphs", "trainer.micro_batch_size=8", says="cuda_graphs"),
     run("trainer.device=mps", says="trainer.device=mps: not on this machine"),
     run("data.sigma_data=0.3", says="data.sigma_data=0.3: mnist measures 0.481"),
     # paths: missing, not readable, of something else
-    run("objective=scd", says=("objective.teacher=null", "python run.py objective=diffusion")),
+    run(
+        "objective=scd",
+        "data.teacher=null",
+        says=("objective.teacher=null", "python run.py objective=diffusion"),
+    ),
     run("objective=scd", "objective.teacher=nowhere", says="objective.teacher=nowhere: no such"),
     run("objective.init=nowhere", says="objective.init=nowhere: no such"),
     run("objective.init={place}/text.pt", *TOY, says="text.pt: not a readable checkpoint"),

@@ -128,7 +128,7 @@ def passes(experiment, objective):
 
 def experiment_for(path, *overrides):
     """Built, with no parameter at 0, where a tangent could hide."""
-    experiment = built(path, *overrides)
+    experiment = built(path, "objective.adaptive_weight=true", *overrides)
     gen = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for parameter in experiment.net.parameters():
