@@ -3,9 +3,9 @@
 import hydra
 from omegaconf import DictConfig
 
-from scm import config, launch
+from scm import composing, launch
 
-config.register()
+composing.register()
 
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="config")

@@ -73,11 +73,11 @@ def read(path: Path) -> dict[str, Any]:
         state = torch.load(path, map_location="cpu", weights_only=True)
         expected = state.pop("sha256")
         _refuse_unbacked(state)
-        found = digest(state)
+        actual = digest(state)
     except Exception as error:  # torch raises many kinds for damaged files
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise UserError(f"{path}: not a readable checkpoint of this project ({reason})") from error
-    if found != expected:
+    if actual != expected:
         raise UserError(
             f"{path}: damaged, its contents do not match their checksum; restore the file"
         )

@@ -1,8 +1,9 @@
 """What the commands share: a mistake is one line on standard error, and exit code 2."""
 
 import argparse
+import logging
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import NoReturn
 
@@ -32,3 +33,15 @@ def mistakes_in_one_line() -> Iterator[None]:
             yield
     except UserError as error:
         fail(error)
+
+
+def command(
+    parser: argparse.ArgumentParser,
+    task: Callable[[argparse.Namespace], None],
+    argv: list[str] | None,
+) -> None:
+    """Parse and do the task, its log on standard error; a mistake is one line and exit code 2."""
+    arguments = parser.parse_args(argv)
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    with mistakes_in_one_line():
+        task(arguments)

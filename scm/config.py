@@ -4,30 +4,10 @@ Every field is MISSING here: a value stands once, in yaml, with its source. Grou
 schema first (`defaults: [schema_..., _self_]`), so an unknown key or a wrong type fails at once.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field, fields, is_dataclass
+from dataclasses import dataclass, field
 from enum import Enum
-from pathlib import Path
-from typing import Any
 
-from hydra import compose, initialize_config_dir
-from hydra.core.config_store import ConfigStore
-from hydra.errors import HydraException
-from omegaconf import MISSING, DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
-
-from scm.errors import UserError
-
-CONF = Path(__file__).resolve().parent.parent / "conf"
-HYDRAS_INTERNALS = (  # lines of Hydra's errors that help nobody who calls run.py
-    "To append to your config",
-    "full_key:",
-    "reference_type=",
-    "object_type=",
-    "Config search path",
-    "provider=",
-    "schema_",
-)
+from omegaconf import MISSING
 
 
 class Jvp(Enum):
@@ -386,54 +366,3 @@ SCHEMAS: dict[tuple[str | None, str], type] = {
     ("optimizer", "schema_adamw"): FusedOptimizerConfig,
     ("trainer", "schema_trainer"): TrainerConfig,
 }
-
-
-def register() -> None:
-    """Make the schemas known to Hydra; to be called before it composes.
-
-    `${oc.env:...}` goes: a config from elsewhere could carry the user's secrets into a checkpoint.
-    """
-    OmegaConf.clear_resolver("oc.env")
-    store = ConfigStore.instance()
-    for (group, name), node in SCHEMAS.items():
-        store.store(group=group, name=name, node=node)
-
-
-def composed(overrides: Sequence[str]) -> dict[str, Any]:
-    """What `run.py` would compose of these overrides, plain and resolved, without a command line.
-
-    Raises UserError, in one line, for an unknown key or option or a wrong type.
-    """
-    register()
-    try:
-        with initialize_config_dir(version_base="1.3", config_dir=str(CONF)):
-            return plain(compose("config", overrides=list(overrides)))
-    except (HydraException, OmegaConfBaseException) as error:
-        raise one_line(error) from None
-
-
-def one_line(error: BaseException) -> UserError:
-    """Hydra's several lines and their cause, without what only Hydra's developers need."""
-    text = f"{error}\n{error.__cause__ or ''}"
-    lines = [line.strip().removeprefix("In 'config': ") for line in text.splitlines()]
-    kept = [line for line in lines if line and not line.startswith(HYDRAS_INTERNALS)]
-    return UserError("; ".join(dict.fromkeys(kept)).replace(":; ", ": ").replace(".; ", "; "))
-
-
-def plain(cfg: Any) -> dict[str, Any]:
-    """A composed config as a resolved dict of plain values, enums as their names.
-
-    Raises UserError for a key that `+key=value` has added beyond the schema.
-    """
-    _refuse_unknown(cfg, "")
-    return OmegaConf.to_container(cfg, resolve=True, enum_to_str=True, throw_on_missing=True)  # type: ignore[return-value]
-
-
-def _refuse_unknown(node: Any, prefix: str) -> None:
-    if not isinstance(node, DictConfig):
-        return
-    schema = OmegaConf.get_type(node)
-    for key in map(str, node):
-        if is_dataclass(schema) and key not in (known := [f.name for f in fields(schema)]):
-            raise UserError(f"{prefix}{key}: unknown key; there is: {', '.join(sorted(known))}")
-        _refuse_unknown(node._get_node(key), f"{prefix}{key}.")

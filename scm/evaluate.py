@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from scm import build, checkpoint, runtime
-from scm.cli import Parser, mistakes_in_one_line
+from scm.cli import Parser, command
 from scm.config import Device, Precision
 from scm.errors import UserError
 from scm.files import write_json
@@ -51,10 +51,7 @@ def parser() -> argparse.ArgumentParser:
 
 def main(argv: list[str] | None = None) -> None:
     """Parse, measure, write, show; a user's mistake is one line and exit code 2."""
-    arguments = parser().parse_args(argv)
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
-    with mistakes_in_one_line():
-        evaluate(arguments)
+    command(parser(), evaluate, argv)
 
 
 def evaluate(arguments: argparse.Namespace) -> None:

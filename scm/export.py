@@ -5,14 +5,13 @@ what was written beside it; and NAME.md, the model card, from these files and th
 """
 
 import argparse
-import logging
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from scm import checkpoint, evaluate, results
-from scm.cli import Parser, mistakes_in_one_line
+from scm.cli import Parser, command
 from scm.errors import UserError
 from scm.files import write_atomic
 from scm.runfolder import RunFolder, Status
@@ -40,10 +39,7 @@ def parser() -> argparse.ArgumentParser:
 
 def main(argv: list[str] | None = None) -> None:
     """Write the three; a user's mistake is one line and exit code 2."""
-    arguments = parser().parse_args(argv)
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
-    with mistakes_in_one_line():
-        export(arguments)
+    command(parser(), export, argv)
 
 
 def export(arguments: argparse.Namespace) -> None:
@@ -66,7 +62,7 @@ def export(arguments: argparse.Namespace) -> None:
     judged = [str(weights_file), "-n", str(arguments.n), "--seeds", str(arguments.seeds)]
     for sampler in arguments.sampler or []:
         judged += ["--sampler", *sampler]
-    evaluate.main([*judged, "--overwrite"])
+    evaluate.evaluate(evaluate.parser().parse_args([*judged, "--overwrite"]))
     write_atomic(card_file, card(run, weights_file, config).encode())
 
 

@@ -26,7 +26,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from scm import distributed, guard, report, sweep, tags, validate
 from scm.cli import fail
-from scm.config import one_line, plain
+from scm.composing import one_line, plain
 from scm.errors import UserError
 from scm.files import refusals_named
 from scm.runfolder import NotThisRuns, RunFolder, Status, flatten

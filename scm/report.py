@@ -9,12 +9,12 @@ import argparse
 import csv
 import io
 import logging
-import sys
 from html import escape
 from pathlib import Path
 from typing import Any
 
 from scm import board, page, sweep
+from scm.cli import Parser, command
 from scm.compare import Cell, Comparison, compared
 from scm.errors import UserError
 from scm.files import write_atomic
@@ -34,18 +34,16 @@ MORE_FACTS = ("parameters", "precision", "device", "git_commit")
 
 def main(argv: list[str] | None = None) -> None:
     """Write the three files; a user's mistake is one line and exit code 2."""
-    p = argparse.ArgumentParser(prog="python -m scm.report", description=main.__doc__)
+    p = Parser(prog="python -m scm.report", description=main.__doc__)
     p.add_argument("folders", nargs="+", type=Path, help="of a sweep, or of runs")
     p.add_argument("--out", type=Path, help="folder to write into (default: the sweep's, or .)")
-    arguments = p.parse_args(argv)
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    command(p, _report, argv)
+
+
+def _report(arguments: argparse.Namespace) -> None:
     folders: list[Path] = arguments.folders
     own = folders[0] if len(folders) == 1 and (folders[0] / sweep.SWEEP_FILE).exists() else Path()
-    try:
-        write(folders, arguments.out or own)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+    write(folders, arguments.out or own)
 
 
 def write(folders: list[Path], out: Path) -> Comparison:

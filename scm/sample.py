@@ -16,7 +16,8 @@ from tqdm import tqdm
 
 from scm import build, pictures, runtime, validate
 from scm.cli import Parser, mistakes_in_one_line
-from scm.config import CONF, Device, Precision, composed
+from scm.composing import CONF, composed
+from scm.config import Device, Precision
 from scm.data import to_uint8
 from scm.errors import UserError
 from scm.files import write_atomic

@@ -2,13 +2,12 @@
 
 import copy
 import functools
-from functools import cache
 from pathlib import Path
 
 import torch
 import yaml
 
-from scm import build, config, features, launch, tags
+from scm import build, composing, features, launch, tags
 from scm.data import Dataset
 from scm.experiment import Experiment
 from scm.quality import Quality
@@ -35,7 +34,7 @@ TINY = {  # overrides that make each model small
 }
 
 
-composed_once = functools.cache(config.composed)  # takes half a second
+composed_once = functools.cache(composing.composed)  # takes half a second
 
 
 def built(path: Path, *overrides: str, teacher: Path | None = None) -> Experiment:
@@ -58,10 +57,10 @@ def trained(path: Path, *overrides: str, teacher: Path | None = None) -> dict:
         return experiment.run()
 
 
-@cache
+@functools.cache
 def mnist() -> Dataset:
     """The data set of the default configuration; to be copied before it is changed."""
-    return build.dataset(config.composed(["data=mnist"])["data"])
+    return build.dataset(composing.composed(["data=mnist"])["data"])
 
 
 def small_quality(kept: Path, train: int = 2000, test: int = 1000) -> Quality:

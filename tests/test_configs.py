@@ -7,8 +7,8 @@ import pytest
 import yaml
 from hydra import compose, initialize_config_dir
 
-from scm import config, samplers, validate, weighting
-from scm.config import CONF
+from scm import composing, samplers, validate, weighting
+from scm.composing import CONF
 from scm.errors import UserError
 from scm.runfolder import flatten
 
@@ -26,7 +26,7 @@ NEEDED = {  # what an option needs beside itself to be a possible run
 
 
 def composed(*overrides):
-    return config.composed(overrides)
+    return composing.composed(overrides)
 
 
 @pytest.mark.parametrize(("group", "option"), OPTIONS, ids=["/".join(option) for option in OPTIONS])
@@ -59,10 +59,10 @@ def test_every_sweep_composes(path):
 
 def swept(path, overrides):
     """A job of a sweep, as the command composes it."""
-    config.register()
+    composing.register()
     overrides = [*overrides, f"hydra.searchpath=[file://{CONF}]"]
     with initialize_config_dir(version_base="1.3", config_dir=str(path.parent)):
-        return config.plain(compose(path.stem, overrides=overrides))
+        return composing.plain(compose(path.stem, overrides=overrides))
 
 
 @pytest.mark.parametrize(

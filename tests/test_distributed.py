@@ -14,7 +14,7 @@ from hydra import compose, initialize_config_dir
 from runs import QUICK, TINY, trained
 
 from scm import checkpoint, distributed, launch
-from scm.config import CONF, register
+from scm.composing import CONF, register
 from scm.distributed import Processes, World
 from scm.errors import UserError
 

@@ -10,7 +10,7 @@ import torch
 from runs import TINY, built, trained
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from scm import build, checkpoint, config, tags
+from scm import build, checkpoint, composing, tags
 from scm.data import IdxImages
 from scm.divergence import Diverged
 from scm.errors import UserError
@@ -63,7 +63,7 @@ def test_the_toy_trains(objective, tmp_path):
     toy = (f"objective={objective}", "data=bimodal", *TINY["mlp"], *TWO_STEPS)
     metrics = trained(tmp_path / "run", *toy)
     assert metrics["status"] == "done"
-    assert set(metrics["metrics"]) == set(tags.available(config.composed(toy)))
+    assert set(metrics["metrics"]) == set(tags.available(composing.composed(toy)))
     measured = {tag for tag in metrics["metrics"] if tag.startswith("eval/toy/")}
     learned, made = {"sct": ("consistency", "one_step"), "diffusion": ("denoiser", "heun")}[
         objective

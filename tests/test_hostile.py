@@ -17,8 +17,8 @@ from omegaconf import OmegaConf, open_dict
 from runs import TINY, built, composed_once
 from safetensors.torch import save as safetensors_bytes
 
-from scm import build, checkpoint, config, guard, validate
-from scm.config import CONF
+from scm import build, checkpoint, composing, guard, validate
+from scm.composing import CONF
 from scm.errors import UserError
 
 REPOSITORY = Path(__file__).resolve().parent.parent
@@ -51,7 +51,7 @@ HOSTILE = (  # of Hydra's part: refused while composing, before anything is inst
 
 def composed(*overrides):
     """Hydra's whole config, as the command composes it."""
-    config.register()
+    composing.register()
     with guard.guarded(), initialize_config_dir(version_base="1.3", config_dir=str(CONF)):
         return compose("config", overrides=list(overrides), return_hydra_config=True)
 
@@ -114,7 +114,7 @@ def test_hydras_own_part_passes():
 )
 def test_resolvers_of_the_environment_or_of_elsewhere_resolve_nothing(override):
     with pytest.raises(UserError, match="Unsupported interpolation type"):
-        config.composed([override])
+        composing.composed([override])
 
 
 def test_an_options_name_cannot_leave_its_group_or_outputs(tmp_path):

@@ -7,7 +7,7 @@ import torch
 from runs import TINY, built, small_quality, trained
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from scm import build, config, tags
+from scm import build, composing, tags
 from scm.data import to_uint8
 from scm.errors import UserError
 from scm.samplers import draw
@@ -31,7 +31,7 @@ def small(real, monkeypatch):
 def test_a_run_has_the_quality_of_its_last_weights(conditional, real, tmp_path):
     more = ("model.num_classes=10",) if conditional else ()
     metrics = trained(tmp_path, *JUDGED, *more)
-    composed = config.composed(["trainer=smoke", *JUDGED, *more])
+    composed = composing.composed(["trainer=smoke", *JUDGED, *more])
     assert set(metrics["metrics"]) == set(tags.available(composed))
     assert metrics["quality"] == {
         **{"images": 20, "final_images": 40},

@@ -17,7 +17,7 @@ import pytest
 from runs import QUICK, TINY, trained
 
 from scm import launch, validate
-from scm.config import CONF
+from scm.composing import CONF
 from scm.data import IdxImages  # noqa: F401  (imported before anything is counted)
 
 REPOSITORY = Path(__file__).resolve().parent.parent

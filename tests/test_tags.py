@@ -7,7 +7,7 @@ from hydra.types import RunMode
 from omegaconf import OmegaConf
 from runs import QUICK
 
-from scm import config, launch, tags, validate
+from scm import composing, launch, tags, validate
 
 SMOKE = QUICK[:1]
 
@@ -27,13 +27,13 @@ SMOKE = QUICK[:1]
     ids=str,
 )
 def test_the_optimised_metric_is_one_that_the_run_has(overrides, metric):
-    composed = config.composed(overrides)
+    composed = composing.composed(overrides)
     validate.check(composed)
     assert tags.optimized_metric(composed) == metric and metric in tags.available(composed)
 
 
 def test_quality_needs_a_feature_network(tmp_path, monkeypatch):
-    composed = config.composed([])
+    composed = composing.composed([])
     assert tags.quality_groups(composed) == ["quality", "final"]
     monkeypatch.setattr(tags, "PRETRAINED", tmp_path)
     assert tags.quality_groups(composed) == []
@@ -46,5 +46,5 @@ def test_the_command_returns_the_optimised_metric(chosen, value, tmp_path, monke
     monkeypatch.setattr(launch.HydraConfig, "get", lambda: hydra)
     numbers = {"quality/one_step/frechet_distance": 3.0, "eval/loss": 7.0}
     monkeypatch.setattr(launch, "run", lambda *_: {"status": "done", "metrics": numbers})
-    cfg = OmegaConf.create({**config.composed([]), "optimized_metric": chosen})
+    cfg = OmegaConf.create({**composing.composed([]), "optimized_metric": chosen})
     assert launch.main(cfg) == value

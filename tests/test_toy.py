@@ -8,7 +8,7 @@ import torch
 from closed_forms import smooth_net
 from runs import trained
 
-from scm import build, config, schedules
+from scm import build, composing, schedules
 from scm.samplers import ConsistencySteps, Heun
 from scm.toy import Toy
 
@@ -18,7 +18,7 @@ GRID = {"sigma_min": 0.002, "sigma_max": 80.0, "rho": 7.0, "sigma_data": SD}
 
 @pytest.fixture(scope="module")
 def dataset():
-    return build.dataset(config.composed(["data=bimodal"])["data"])
+    return build.dataset(composing.composed(["data=bimodal"])["data"])
 
 
 def toy(dataset, velocity):

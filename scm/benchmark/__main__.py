@@ -13,7 +13,8 @@ from scm.benchmark.cases import FORMS, Workshop
 from scm.benchmark.suites import SUITES, Request
 from scm.benchmark.timing import memory_limit
 from scm.cli import Parser, mistakes_in_one_line
-from scm.config import CONF, Compile, Device, Precision
+from scm.composing import CONF
+from scm.config import Compile, Device, Precision
 from scm.errors import UserError
 from scm.files import write_json
 

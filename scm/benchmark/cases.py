@@ -13,7 +13,7 @@ from torch import Tensor
 
 from scm import build, checkpoint, samplers, trigflow, validate
 from scm.benchmark.timing import Label, Work
-from scm.config import composed
+from scm.composing import composed
 from scm.data import Dataset
 from scm.experiment import Experiment
 from scm.objectives import Continuous, Draw

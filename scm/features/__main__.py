@@ -13,8 +13,9 @@ import torch
 from torch import Tensor, nn
 
 from scm import build, checkpoint, features, rng, runtime, tags
-from scm.cli import Parser, mistakes_in_one_line
-from scm.config import Device, composed
+from scm.cli import Parser, command
+from scm.composing import composed
+from scm.config import Device
 from scm.data import IdxImages
 from scm.errors import UserError
 from scm.features import FeatureNet, FeatureNetwork
@@ -55,10 +56,7 @@ def parser() -> argparse.ArgumentParser:
 
 def main(argv: list[str] | None = None) -> None:
     """Train and write; a user's mistake is one line and exit code 2."""
-    arguments = parser().parse_args(argv)
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
-    with mistakes_in_one_line():
-        make(arguments)
+    command(parser(), make, argv)
 
 
 def make(arguments: argparse.Namespace) -> None:
