@@ -76,6 +76,20 @@ def test_step_suite_has_every_case_with_ratios_and_fractions(capsys, tmp_path, s
     assert flops["sct split"] > flops["sct dual"] and flops["sct naive"] >= flops["sct dual"]
 
 
+@pytest.mark.slow
+def test_seed_suite_names_the_speedup_over_the_seeds_step(capsys, tmp_path, small_reference):
+    out = tmp_path / "out.json"
+    main(["--suite", "seed", *SMALL, "--rounds", "2", "--out", str(out)])
+    lines, result = capsys.readouterr().out.splitlines(), json.loads(out.read_text())
+    rows = {(row["model"], row["case"]): row for row in result["rows"]}
+    seed, ours = rows["unet_mobile", "sct naive"], rows["unet_small", "sct dual"]
+    assert seed["speedup"]["median"] == 1
+    pairs = zip(seed["seconds"]["samples"], ours["seconds"]["samples"], strict=True)
+    speedups = sorted(its / mine for its, mine in pairs)
+    assert speedups[0] <= ours["speedup"]["median"] <= speedups[-1]
+    assert "times the seed's" in lines[0]
+
+
 def test_data_suite_compares_a_batch_with_the_step(capsys, tmp_path, small_reference):
     lines, result = command(capsys, tmp_path, "--suite", "data")
     check_timed(lines, result)

@@ -55,6 +55,19 @@ def _timed_row(timing: Timing, *, flops: int, baseline: Timing | None, peak: flo
     return row
 
 
+def add_speedups(rows: Sequence[Row], *, reference: str) -> None:
+    """Give each row its images/s over those of the case `reference` of its batch size, by round."""
+    seconds = {
+        row["batch_size"]: row["seconds"]["samples"]
+        for row in rows
+        if row["case"] == reference and not row["error"]
+    }
+    for row in rows:
+        if not row["error"] and row["batch_size"] in seconds:
+            pairs = zip(seconds[row["batch_size"]], row["seconds"]["samples"], strict=True)
+            row["speedup"] = quartiles([its / mine for its, mine in pairs])
+
+
 def _convolution_peaks(timings: Sequence[Timing]) -> dict[str, float]:
     """Precision -> FLOP/s of its fastest reference convolution."""
     peaks: dict[str, float] = {}
@@ -94,9 +107,12 @@ def _spread(row: Row) -> str:
     return f"{q1} .. {q3}"
 
 
-def _ratio(row: Row) -> str:
-    q1, median, q3 = (row["ratio"][name] for name in QUARTILES)
-    return f"{median:.2f} ({q1:.2f} .. {q3:.2f})"
+def _ratio(key: str, digits: int) -> Callable[[Row], str]:
+    def text(row: Row) -> str:
+        q1, median, q3 = (f"{row[key][name]:.{digits}f}" for name in QUARTILES)
+        return f"{median} ({q1} .. {q3})"
+
+    return text
 
 
 def _megabytes(key: str) -> Callable[[Row], str]:
@@ -113,7 +129,8 @@ COLUMNS: tuple[tuple[str, str, Callable[[Row], str]], ...] = (  # header, key it
     ("median", "seconds", lambda row: _seconds(row["seconds"]["median"])),
     ("quartiles", "seconds", _spread),
     ("images/s", "images_per_second", lambda row: f"{row['images_per_second']:,.0f}"),
-    ("to diffusion", "ratio", _ratio),
+    ("to diffusion", "ratio", _ratio("ratio", 2)),
+    ("times the seed's", "speedup", _ratio("speedup", 1)),
     ("GFLOP", "flops", lambda row: f"{row['flops'] / 1e9:.3g}"),
     ("TFLOP/s", "flops_per_second", lambda row: f"{row['flops_per_second'] / 1e12:.3g}"),
     ("of conv peak", "fraction_of_peak", lambda row: f"{row['fraction_of_peak']:.0%}"),

@@ -16,7 +16,8 @@ from scm.benchmark.timing import Case, Label, measure
 from scm.config import Precision
 from scm.runtime import find_dtype
 
-SCALED = ("diffusion", "sct dual")  # the steps of the scaling suite
+SCALED = ("diffusion", "sct dual")  # the steps of the suites on scaling and on the seed
+SEED = Label("unet_mobile", Precision.fp32.name, batch_size=0, case="sct naive")
 THREADS_BATCH = 128  # the batch size nearest to it is timed with fewer threads
 
 
@@ -102,6 +103,25 @@ class StepSuite(Suite):
                     yield self.step(label, case, compiled=mode)
 
 
+class SeedSuite(Suite):
+    """Today's step beside what the project began with: its network, its tangent, its precision."""
+
+    question = "how many times the images/s of the seed's network and tangent"
+
+    def rows(self) -> list[report.Row]:
+        rows = self.timed(self._cases())
+        report.add_speedups(rows, reference=SEED.case)
+        return rows
+
+    def _cases(self) -> Iterator[Case]:
+        for batch_size in dict.fromkeys(label.batch_size for label in self.labels()):
+            seed = replace(SEED, batch_size=batch_size)
+            for case in ("diffusion", SEED.case):
+                yield self.step(seed, case)
+        for label, case in product(self.labels(), SCALED):
+            yield self.step(label, case)
+
+
 class SamplingSuite(Suite):
     """Images from noise. Heun's scheme, 35 times the work, draws a tenth as many."""
 
@@ -177,6 +197,7 @@ class MemorySuite(Suite):
 
 SUITES: dict[str, type[Suite]] = {
     "step": StepSuite,
+    "seed": SeedSuite,
     "sampling": SamplingSuite,
     "data": DataSuite,
     "scaling": ScalingSuite,
