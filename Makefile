@@ -9,7 +9,7 @@ INSTALLED := .venv/.installed
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help install train test check soak audit lint format tensorboard
+.PHONY: help install train test check soak audit gpu lint format tensorboard
 
 help: ## list the commands
 	@echo 'usage: make COMMAND [ARGS="..."] [PYTHON=python3.12]'
@@ -40,6 +40,16 @@ audit: $(INSTALLED) ## known holes in what is installed, and risky calls in the 
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[audit]' -c constraints.txt
 	$(BIN)/bandit --quiet --recursive --configfile pyproject.toml run.py scm
 	$(BIN)/pip-audit --skip-editable
+
+gpu: $(INSTALLED) ## on a GPU: every number of docs/performance.md, then the large recipes from nothing
+	@mkdir -p outputs/gpu
+	$(BIN)/python -m scm.benchmark --device cuda --compile default cuda_graphs \
+	  --out outputs/gpu/step.json > outputs/gpu/step.md
+	set -e; for suite in seed memory sampling data scaling; do $(BIN)/python -m scm.benchmark \
+	  --suite $$suite --device cuda --out outputs/gpu/$$suite.json > outputs/gpu/$$suite.md; done
+	$(BIN)/python run.py experiment=mnist_teacher_gpu trainer.device=cuda hydra.run.dir=outputs/gpu/teacher
+	$(BIN)/python run.py experiment=mnist_scd_gpu trainer.device=cuda data.teacher=outputs/gpu/teacher \
+	  hydra.run.dir=outputs/gpu/scd
 
 lint: $(INSTALLED) ## format, lint and types, nothing run
 	$(BIN)/ruff format --check .
