@@ -99,10 +99,7 @@ def _sweep_record(config: DictConfig) -> sweep.Record:
     from scm.runtime import git_commit  # imports torch
 
     hydra_cfg = config.hydra
-    shared = OmegaConf.to_container(
-        OmegaConf.masked_copy(config, [str(key) for key in config if key != "hydra"]),
-        enum_to_str=True,
-    )
+    shared = OmegaConf.to_container(_shared_config(hydra_cfg), enum_to_str=True)
     return sweep.Record(
         name=Path(hydra_cfg.sweep.dir).name,
         question=_question(hydra_cfg),
@@ -111,6 +108,15 @@ def _sweep_record(config: DictConfig) -> sweep.Record:
         config=flatten(shared),
         swept=_swept(hydra_cfg),
     )
+
+
+def _shared_config(hydra_cfg: DictConfig) -> DictConfig:
+    """The jobs' config without what any of them varies: the same for a part of the sweep."""
+    swept = _swept(hydra_cfg)
+    overrides = OverridesParser.create().parse_overrides(list(hydra_cfg.overrides.task))
+    shared = [str(o.input_line) for o in overrides if o.key_or_group not in swept]
+    paths = [text for text in hydra_cfg.overrides.hydra if text.startswith("hydra.searchpath=")]
+    return compose(hydra_cfg.job.config_name, overrides=[*shared, *paths])
 
 
 def _swept(hydra_cfg: DictConfig) -> list[str]:
