@@ -73,6 +73,7 @@ class Sweep(Callback):
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
         """Fix the folder for all jobs, in whatever process; refuse one of another sweep."""
+        _refuse_processes(config.hydra)
         _share_time(config, "hydra.sweep.dir")
         folder = Path(config.hydra.sweep.dir)
         quoted = str(folder).replace("\\", "\\\\").replace("'", "\\'")
@@ -92,6 +93,17 @@ class Sweep(Callback):
         world = distributed.world()
         if world.is_first and not report.report_sweep(Path(config.hydra.sweep.dir)):
             sys.exit(1)
+
+
+def _refuse_processes(hydra_cfg: DictConfig) -> None:
+    """Exit where torchrun's processes would each start other processes, or another search."""
+    for part in ("launcher", "sweeper"):
+        target = str(hydra_cfg[part]._target_).rpartition(".")[2]
+        if target != f"Basic{part.title()}" and distributed.several():
+            fail(
+                f"hydra/{part}={hydra_cfg.runtime.choices[f'hydra/{part}']}: not under torchrun, "
+                "whose processes share each run of a plain sweep; leave one of the two out"
+            )
 
 
 def _sweep_record(config: DictConfig) -> sweep.Record:

@@ -47,7 +47,7 @@ class Run:
         """The run's seed."""
         return self.config.get("seed", self.record.get("seed"))
 
-    @property
+    @cached_property
     def metrics(self) -> dict[str, float]:
         """The finite numbers of its last evaluation."""
         found = self.record.get("metrics") or {}
