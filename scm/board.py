@@ -3,7 +3,7 @@
 No torch before something is written; knows nothing of training.
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -42,40 +42,51 @@ def _name(config: Flat, key: str) -> str:
     return str(config.get(f"{key}._target_", "none")).rpartition(".")[2]
 
 
-def layout(samplers: Sequence[str]) -> dict[str, dict[str, list[Any]]]:
-    """The Custom Scalars page: quality by sampler, a line per run; tangents, the toy's errors."""
-    charts = {
+def layout(samplers: Sequence[str], tags: Collection[str]) -> dict[str, dict[str, list[Any]]]:
+    """The Custom Scalars page: quality by sampler, a line per run; tangents, the toy's errors.
+
+    Charts of `tags` alone, since one without a line would show an empty frame.
+    """
+    groups = {
         sampler: {
             name.replace("_", " "): ["Multiline", [f"^quality/{sampler}/{name}$"]]
             for name in CHARTS
+            if f"quality/{sampler}/{name}" in tags
         }
         for sampler in samplers
     }
-    return {
-        **charts,
-        "tangent": {"RMS of g": ["Multiline", ["^tangent/rms$"]]},
-        "toy": {"errors": ["Multiline", ["^eval/toy/.*_rms$"]]},
-    }
+    groups["tangent"] = {"RMS of g": ["Multiline", ["^tangent/rms$"]]}
+    if any(tag.startswith("eval/toy/") for tag in tags):
+        groups["toy"] = {"errors": ["Multiline", ["^eval/toy/.*_rms$"]]}
+    return {title: charts for title, charts in groups.items() if charts}
 
 
 def describe(
-    folder: Path, names: Sequence[str], metrics: dict[str, str], samplers: Sequence[str]
+    folder: Path,
+    rows: Sequence[dict[str, Any]],
+    metrics: dict[str, str],
+    charts: dict[str, dict[str, list[Any]]],
 ) -> None:
-    """Write a sweep's own event file: hyperparameters, metrics (tag: shown name), charts.
+    """Write a sweep's own event file: the runs' `hparams`, metrics (tag: shown name), charts.
 
-    It replaces an earlier one. The hyperparameters have no domains: those of the first sweep below
-    a log folder would hide all other runs.
+    It replaces an earlier one. What differs between runs comes first. The hyperparameters have no
+    domains: those of the first sweep below a log folder would hide all other runs.
     """
-    from tensorboard.plugins.hparams import summary_v2
+    from tensorboard.plugins.hparams import plugin_data_pb2, summary_v2
     from torch.utils.tensorboard import SummaryWriter
 
     for earlier in folder.glob("events.out.tfevents.*"):
         earlier.unlink()
     experiment = summary_v2.hparams_config_pb(
-        hparams=[summary_v2.HParam(n, display_name=n.replace("_", " ")) for n in names],
+        hparams=[summary_v2.HParam(n, display_name=n.replace("_", " ")) for n in rows[0]],
         metrics=[summary_v2.Metric(tag, display_name=shown) for tag, shown in metrics.items()],
     )
+    plugin_data = experiment.value[0].metadata.plugin_data
+    content = plugin_data_pb2.HParamsPluginData.FromString(plugin_data.content)
+    for info in content.experiment.hparam_infos:
+        info.differs = len({row[info.name] for row in rows}) > 1
+    plugin_data.content = content.SerializeToString()
     board = SummaryWriter(str(folder))
     board._get_file_writer().add_summary(experiment)
-    board.add_custom_scalars(layout(samplers))
+    board.add_custom_scalars(charts)
     board.close()

@@ -3,6 +3,7 @@
 Knows no file formats but `scm.runs`, and nothing of how it is shown.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -12,6 +13,7 @@ from scm.stats import Interval
 from scm.svg import Series
 
 SHOWN = ("frechet_distance", "precision", "recall")  # of every sampler, in tables
+FEW = 4  # samplers; of more, tables show the first of these alone
 POINTS = 150  # of a curve at most
 ALPHA = 0.05
 
@@ -52,15 +54,21 @@ def direction(tag: str) -> int:
 
 
 def columns(runs: Sequence[Run]) -> tuple[str, ...]:
-    """The tags to show: quality of each sampler, else the toy's errors, else the held-out loss."""
-    there = [set(run.metrics) for run in runs if run.metrics]
-    samplers = list(dict.fromkeys(name for run in runs for name in run.samplers))
+    """The tags to show: quality of each sampler, else the toy's errors, else the held-out loss.
+
+    Samplers with few network calls come first.
+    """
+    there = [run.metrics for run in runs if run.metrics]
+    calls = {tag: n for found in there for tag, n in found.items() if tag.endswith("/calls")}
+    names = dict.fromkeys(name for run in runs for name in run.samplers)
+    samplers = sorted(names, key=lambda name: calls.get(f"eval/{name}/calls", math.inf))
     counts = {
         group: sum(any(tag.startswith(f"{group}/") for tag in found) for found in there)
         for group in ("final", "quality")
     }
     group = max(counts, key=lambda name: counts[name])
-    wanted = [f"{group}/{sampler}/{name}" for name in SHOWN for sampler in samplers]
+    chosen = SHOWN if len(samplers) <= FEW else SHOWN[:1]
+    wanted = [f"{group}/{sampler}/{name}" for name in chosen for sampler in samplers]
     shown = [tag for tag in wanted if any(tag in found for found in there)]
     toys = {tag for found in there for tag in found if tag.startswith("eval/toy/")}
     return tuple(shown or sorted(toys) or [tags.LOSS])
@@ -146,23 +154,27 @@ def curve(setting: Setting, colour: int, tag: str, where: Where) -> Series:
     )
 
 
-def over_calls(setting: Setting, colour: int, columns: Sequence[str]) -> Series:
-    """The Frechet distance of each sampler against its network calls."""
-    points: list[tuple[float, list[float]]] = []
+def over_calls(setting: Setting, colour: int, columns: Sequence[str]) -> list[Series]:
+    """The Frechet distance against network calls: a line per kind of sampler, a point for each."""
+    points: dict[str, list[tuple[float, list[float]]]] = {}
     for tag in columns:
         group, _, rest = tag.partition("/")
         sampler, _, name = rest.rpartition("/")
         calls = setting.values(f"eval/{sampler}/calls")
-        if group in ("final", "quality") and name == tags.HEADLINE and calls:
-            values = list(setting.values(tag).values())
-            points += [(next(iter(calls.values())), values)] if values else []
-    points.sort()
-    return Series(
-        setting.label,
-        colour,
-        x=[x for x, _ in points],
-        y=[stats.mean(values) for _, values in points],
-        low=[min(values) for _, values in points],
-        high=[max(values) for _, values in points],
-        marks=True,
-    )
+        values = list(setting.values(tag).values())
+        if group in ("final", "quality") and name == tags.HEADLINE and calls and values:
+            point = next(iter(calls.values())), values
+            points.setdefault(setting.runs[0].kind(sampler), []).append(point)
+    return [
+        Series(
+            setting.label,
+            colour,
+            x=[x for x, _ in sorted(found)],
+            y=[stats.mean(values) for _, values in sorted(found)],
+            low=[min(values) for _, values in sorted(found)],
+            high=[max(values) for _, values in sorted(found)],
+            marks=True,
+            note=kind if len(points) > 1 else "",
+        )
+        for kind, found in points.items()
+    ]

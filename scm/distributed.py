@@ -152,7 +152,12 @@ class Processes(World):
             raise error or failed
 
 
+def several() -> bool:
+    """Whether torchrun has started more than one process."""
+    return int(os.environ.get("WORLD_SIZE", "1")) > 1
+
+
 @functools.cache
 def world() -> World:
     """The processes of this job, which are joined when one first asks."""
-    return Processes() if int(os.environ.get("WORLD_SIZE", "1")) > 1 else World()
+    return Processes() if several() else World()

@@ -20,10 +20,13 @@ from scm.cli import fail
 from scm.errors import UserError
 
 OWN = r"hydra\._internal\.core_plugins\.\w+\.Basic"
+SAMPLERS = r"optuna\.samplers\.(?:TPE|Random|CmaEs|NSGAII|MOTPE|Grid)Sampler"  # the plugin's own
 PLUGIN = r"hydra_plugins\.\w+\.\w+\.\w+"  # an installed one: Hydra itself checks its base class
 TARGETS = {  # what may be called, by where it stands
     "hydra.launcher._target_": rf"{OWN}Launcher|{PLUGIN}Launcher",
     "hydra.sweeper._target_": rf"{OWN}Sweeper|{PLUGIN}Sweeper",
+    "hydra.sweeper.sampler._target_": SAMPLERS,
+    "hydra.sweeper.sampler._partial_": "True",  # the grid sampler's: Optuna's sweeper completes it
     "hydra.callbacks.check_first._target_": r"scm\.launch\.CheckFirst",
     "hydra.callbacks.sweep._target_": r"scm\.launch\.Sweep",
 }
@@ -72,6 +75,8 @@ def check(config: DictConfig) -> None:
         _check_leaf(key, value)
     for group, option in hydra["runtime"]["choices"].items():
         _check_option(group, option)
+    if isinstance(hydra["sweeper"], dict):
+        _check_study(hydra["sweeper"])
     if hydra["job"]["env_set"]:
         raise UserError("hydra.job.env_set: refused, set the variables in your shell")
     if hydra["output_subdir"] is not None:
@@ -120,6 +125,18 @@ def _check_option(group: str, option: Any) -> None:
     for name in re.findall(r"[^\[\],'\"\s]+", str(option)):
         if not OPTION.fullmatch(name):
             raise UserError(f"{group}={option}: an option is a file of conf/{group}, not a path")
+
+
+def _check_study(sweeper: dict[str, Any]) -> None:
+    """Optuna's sweeper has two more values that name code: a function, and a database's driver."""
+    for key, instead in (
+        ("custom_search_space", "name the space in hydra.sweeper.params"),
+        ("storage", "with hydra.sweeper.sampler.seed the same command goes on without one"),
+    ):
+        if sweeper.get(key) is not None:
+            raise UserError(
+                f"hydra.sweeper.{key}={sweeper[key]}: refused, it names code; {instead}"
+            )
 
 
 def _check_path(key: str, hydra: Any) -> None:

@@ -73,6 +73,7 @@ class Sweep(Callback):
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
         """Fix the folder for all jobs, in whatever process; refuse one of another sweep."""
+        _refuse_processes(config.hydra)
         _share_time(config, "hydra.sweep.dir")
         folder = Path(config.hydra.sweep.dir)
         quoted = str(folder).replace("\\", "\\\\").replace("'", "\\'")
@@ -94,15 +95,23 @@ class Sweep(Callback):
             sys.exit(1)
 
 
+def _refuse_processes(hydra_cfg: DictConfig) -> None:
+    """Exit where torchrun's processes would each start other processes, or another search."""
+    for part in ("launcher", "sweeper"):
+        target = str(hydra_cfg[part]._target_).rpartition(".")[2]
+        if target != f"Basic{part.title()}" and distributed.several():
+            fail(
+                f"hydra/{part}={hydra_cfg.runtime.choices[f'hydra/{part}']}: not under torchrun, "
+                "whose processes share each run of a plain sweep; leave one of the two out"
+            )
+
+
 def _sweep_record(config: DictConfig) -> sweep.Record:
     """What sweep.json is to keep."""
     from scm.runtime import git_commit  # imports torch
 
     hydra_cfg = config.hydra
-    shared = OmegaConf.to_container(
-        OmegaConf.masked_copy(config, [str(key) for key in config if key != "hydra"]),
-        enum_to_str=True,
-    )
+    shared = OmegaConf.to_container(_shared_config(hydra_cfg), enum_to_str=True)
     return sweep.Record(
         name=Path(hydra_cfg.sweep.dir).name,
         question=_question(hydra_cfg),
@@ -111,6 +120,15 @@ def _sweep_record(config: DictConfig) -> sweep.Record:
         config=flatten(shared),
         swept=_swept(hydra_cfg),
     )
+
+
+def _shared_config(hydra_cfg: DictConfig) -> DictConfig:
+    """The jobs' config without what any of them varies: the same for a part of the sweep."""
+    swept = _swept(hydra_cfg)
+    overrides = OverridesParser.create().parse_overrides(list(hydra_cfg.overrides.task))
+    shared = [str(o.input_line) for o in overrides if o.key_or_group not in swept]
+    paths = [text for text in hydra_cfg.overrides.hydra if text.startswith("hydra.searchpath=")]
+    return compose(hydra_cfg.job.config_name, overrides=[*shared, *paths])
 
 
 def _swept(hydra_cfg: DictConfig) -> list[str]:

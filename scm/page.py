@@ -47,9 +47,10 @@ overflow:auto;white-space:pre-wrap;overflow-wrap:anywhere}
 table{border-collapse:collapse;width:100%;font-size:.92rem;font-variant-numeric:tabular-nums}
 th,td{padding:8px 12px;text-align:left;border-bottom:1px solid var(--edge);vertical-align:top}
 th{background:var(--card);font-weight:600}tr:last-child>td{border-bottom:0}
-td.n,th.n{text-align:right;white-space:nowrap}td .soft{display:block;font-size:.78rem}
+td.n,th.n{text-align:right}td.n,th.n,td:nth-child(2){white-space:nowrap}
+td .soft{display:block;font-size:.78rem}
 .best{color:var(--best);font-weight:700}.bad{color:var(--bad)}
-.charts{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(100%,400px),1fr));gap:16px}
+.charts{display:grid;grid-template-columns:repeat(auto-fill,minmax(min(100%,400px),1fr));gap:16px}
 figure{margin:0;padding:12px;background:var(--card);border:1px solid var(--edge);border-radius:8px}
 figcaption{font-weight:600;font-size:.92rem;margin-bottom:6px;overflow-wrap:anywhere}
 svg{width:100%;height:auto;display:block}svg text{fill:var(--soft);font:12px system-ui,sans-serif}
@@ -61,9 +62,11 @@ font-size:.9rem}
 margin-right:6px}
 .legend i.dash{border-top-style:dashed}
 .samples{display:grid;grid-template-columns:repeat(auto-fill,minmax(min(45%,210px),1fr));gap:16px}
+.samples figcaption{font-size:.82rem}
 .samples img{width:100%;image-rendering:auto;display:block;border-radius:4px}
 details{border-bottom:1px solid var(--edge);padding:8px 0}
 summary{cursor:pointer;overflow-wrap:anywhere}
+@media(max-width:500px){svg text{font-size:16px}th,td{padding:6px 8px}}
 """
 NAMES = {
     "frechet_distance": "FD",
@@ -129,6 +132,7 @@ def html(result: Comparison, asked: dict[str, Any], note: str) -> str:
         "<h2>Settings compared</h2>",
         _table(result),
         f'<p class="soft">{escape(note.replace("**", ""))}</p>',
+        _calls(result),
         _charts(result),
         _samples(result),
         "<h2>Runs</h2>",
@@ -180,21 +184,36 @@ def _charts(result: Comparison) -> str:
         for xlabel, where in ways:
             lines = [curve(s, colour, tag, where) for colour, s in enumerate(shown)]
             figures.append(_figure(head(tag), lines, xlabel, log_y=True))
-    calls = [over_calls(s, colour, result.columns) for colour, s in enumerate(shown)]
-    if any(len(line.x) > 1 for line in calls):
-        figures.append(_figure("FD against network calls", calls, "network calls", log_x=True))
     tangents = [curve(s, colour, "tangent/rms", over_images) for colour, s in enumerate(shown)]
     figures.append(_figure("tangent norm (RMS of g)", tangents, "images seen", log_y=True))
-    figures = [figure for figure in figures if figure]
-    if not figures:
+    return _section("Over training", result, figures)
+
+
+def _calls(result: Comparison) -> str:
+    lines = [
+        line
+        for colour, setting in enumerate(_shown(result))
+        for line in over_calls(setting, colour, result.columns)
+    ]
+    if not any(len(line.x) > 1 for line in lines):
+        return ""
+    logs = {"log_x": True, "log_y": True}
+    figure = _figure("FD against network calls", lines, "network calls", **logs)
+    return _section("Quality against network calls", result, [figure])
+
+
+def _section(title: str, result: Comparison, figures: Sequence[str]) -> str:
+    """Charts under one legend; empty where there is none."""
+    shown, drawn = _shown(result), "".join(figures)
+    if not drawn:
         return ""
     left = len(result.settings) - len(shown)
     more = f" The {len(shown)} best of {len(result.settings)} settings." if left else ""
     return (
-        "<h2>Over training</h2>"
+        f"<h2>{title}</h2>"
         '<p class="soft">Lines: the mean over seeds; bands: from the lowest to the highest.'
         f"{more}</p>"
-        f'{_legend(shown)}<div class="charts">{"".join(figures)}</div>'
+        f'{_legend(shown)}<div class="charts">{drawn}</div>'
     )
 
 

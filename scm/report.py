@@ -78,8 +78,13 @@ def describe(result: Comparison, folder: Path) -> None:
     whole = [run for run in result.runs if run.done]
     if whole:
         samplers = list(dict.fromkeys(name for run in whole for name in run.samplers))
-        columns = {tag: page.head(tag) for tag in result.columns}
-        board.describe(folder, list(board.hparams(whole[0].config)), columns, samplers)
+        measured = {tag for run in whole for tag in run.metrics}
+        board.describe(
+            folder,
+            rows=[board.hparams(run.config) for run in whole],
+            metrics={tag: page.head(tag) for tag in result.columns},
+            charts=board.layout(samplers, measured),
+        )
 
 
 def _last_line(run: Run) -> str:

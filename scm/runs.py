@@ -5,6 +5,7 @@ Reads metrics.json, metrics.jsonl and .hydra; a file that is missing or cut shor
 
 import json
 import math
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -46,7 +47,7 @@ class Run:
         """The run's seed."""
         return self.config.get("seed", self.record.get("seed"))
 
-    @property
+    @cached_property
     def metrics(self) -> dict[str, float]:
         """The finite numbers of its last evaluation."""
         found = self.record.get("metrics") or {}
@@ -91,6 +92,10 @@ class Run:
         """Names of the samplers in its config, in their order."""
         keys = [key.split(".")[1] for key in self.config if key.startswith("sampler.")]
         return list(dict.fromkeys(keys))
+
+    def kind(self, sampler: str) -> str:
+        """The class of one of them: `Heun`; empty where its config does not say."""
+        return str(self.config.get(f"sampler.{sampler}._target_", "")).rpartition(".")[2]
 
 
 @dataclass(frozen=True)
@@ -178,6 +183,11 @@ def _yaml(file: Path) -> Any:
         return None
 
 
+def _readable(override: str) -> str:
+    """Numbers that a search has drawn in four digits."""
+    return re.sub(r"-?\d*\.\d{5,}(?:e[+-]?\d+)?", lambda found: f"{float(found[0]):.4g}", override)
+
+
 def settings(runs: Sequence[Run]) -> list[Setting]:
     """Runs by their config without the seed, labelled by the overrides that not all have."""
     groups: dict[Any, list[Run]] = {}
@@ -189,7 +199,9 @@ def settings(runs: Sequence[Run]) -> list[Setting]:
     made = []
     for members in groups.values():
         own = [o for o in members[0].overrides if o not in shared and not o.startswith("seed=")]
-        label = ", ".join(own) or (members[0].path.name if len(groups) > 1 else "all runs")
+        label = ", ".join(map(_readable, own)) or (
+            members[0].path.name if len(groups) > 1 else "all runs"
+        )
         labelled[label] = labelled.get(label, 0) + 1
         if labelled[label] > 1:
             label = f"{label} ({labelled[label]})"

@@ -15,7 +15,7 @@ COLOURS = 8  # --c0 ... of the page
 
 @dataclass(frozen=True)
 class Series:
-    """A line through (x, y), with its band; points where `marks`."""
+    """A line through (x, y), with its band; points where `marks`, `note` left of the first."""
 
     label: str
     colour: int
@@ -24,6 +24,7 @@ class Series:
     low: Sequence[float]
     high: Sequence[float]
     marks: bool = False
+    note: str = ""
 
 
 @dataclass(frozen=True)
@@ -139,4 +140,7 @@ def _line(line: Series, across: Axis, up: Axis) -> list[str]:
             f"<title>{escape(line.label)}: {short(value)}</title></circle>"
             for p, value in zip(middle, line.y, strict=True)
         ]
+    if line.note:
+        place = f'x="{x[0] - 8:.1f}" y="{up(line.y[0]) + 4:.1f}" class="end"'
+        parts.append(f"<text {place}>{escape(line.note)}</text>")
     return parts

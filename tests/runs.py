@@ -3,9 +3,11 @@
 import copy
 import functools
 from pathlib import Path
+from typing import Any
 
 import torch
 import yaml
+from hydra import compose, initialize_config_dir
 
 from scm import build, composing, features, launch, tags
 from scm.data import Dataset
@@ -37,9 +39,22 @@ TINY = {  # overrides that make each model small
 composed_once = functools.cache(composing.composed)  # takes half a second
 
 
+def swept(name: str, *overrides: str) -> dict[str, Any]:
+    """The config of a job of sweeps/NAME.yaml, as the command composes it."""
+    composing.register()
+    sweeps = str(composing.CONF.parent / "sweeps")
+    with initialize_config_dir(version_base="1.3", config_dir=sweeps):
+        found = [*overrides, f"hydra.searchpath=[file://{composing.CONF}]"]
+        return composing.plain(compose(name, overrides=found))
+
+
 def built(path: Path, *overrides: str, teacher: Path | None = None) -> Experiment:
     """The experiment, checked as the command would check it, not yet run."""
-    composed = copy.deepcopy(composed_once((*QUICK, *overrides)))
+    return built_of(copy.deepcopy(composed_once((*QUICK, *overrides))), path, teacher)
+
+
+def built_of(composed: dict[str, Any], path: Path, teacher: Path | None = None) -> Experiment:
+    """That of a composed config."""
     folder = RunFolder(path)
     launch.check(composed, folder)
     return build.experiment(
@@ -52,7 +67,11 @@ def built(path: Path, *overrides: str, teacher: Path | None = None) -> Experimen
 
 def trained(path: Path, *overrides: str, teacher: Path | None = None) -> dict:
     """Run it to its end; returns what metrics.json holds."""
-    experiment = built(path, *overrides, teacher=teacher)
+    return trained_of(built(path, *overrides, teacher=teacher))
+
+
+def trained_of(experiment: Experiment) -> dict:
+    """Run what is built."""
     with experiment.folder.open({"config.yaml": experiment.config_text}):
         return experiment.run()
 

@@ -8,8 +8,10 @@ import torch
 import torch.nn.functional as F
 from runs import TINY
 
-from scm import dual
-from scm.benchmark import memory, reference, report, timing
+from scm import composing, dual
+from scm import report as sweep_report
+from scm.benchmark import cases, memory, reference, report, timing
+from scm.benchmark import runs as sweep_runs
 from scm.benchmark.__main__ import main
 from scm.benchmark.cases import FORMS, STEPS
 from scm.benchmark.suites import doublings
@@ -107,6 +109,24 @@ def test_sampling_suite_draws_n_images(capsys, tmp_path, small_reference):
     }
 
 
+def test_report_suite_reports_n_runs(capsys, tmp_path, monkeypatch):
+    monkeypatch.setattr(timing, "MIN_SECONDS", 1e-12)
+    written = []
+    monkeypatch.setattr(cases.report, "write", lambda folders, out: written.append(folders))
+    lines, result = command(capsys, tmp_path, "--suite", "report", "-n", "7", rounds=1)
+    check_timed(lines, result, rounds=1)
+    assert set(by_case(result)) == {"report of 7 runs"} and written
+
+
+def test_runs_that_never_were_are_read_as_real_ones(tmp_path):
+    sweep_runs.write_sweep(tmp_path, 7, composing.composed([]))
+    result = sweep_report.write([tmp_path], tmp_path / "out")
+    assert [len(setting.runs) for setting in result.settings] == [5, 2]
+    assert [run.status for run in result.runs] == ["done"] * 7 and len(result.columns) == 6
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert page.count("<svg") == 6 and page.count("<img") == 4
+
+
 @pytest.mark.slow
 def test_scaling_suite_has_batch_sizes_and_threads(capsys, tmp_path, small_reference):
     arguments = ("--suite", "scaling", "--batch-sizes", "2", "4")
@@ -151,6 +171,7 @@ def test_compiled_steps_stand_beside_the_eager_ones(capsys, tmp_path, small_refe
     ("arguments", "message"),
     [
         (["--rounds", "0"], "--rounds 0"),
+        (["--suite", "report", "-n", "0"], "-n 0"),
         (["--batch-sizes", "0"], "--batch-sizes 0"),
         (["--out", "no/such/folder/a.json"], "no folder"),
         (["--suite", "data", "--compile"], "--suite step"),

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 from hydra import compose, initialize_config_dir
+from omegaconf import OmegaConf
 from runs import QUICK, TINY, trained
 
 from scm import checkpoint, distributed, launch
@@ -116,6 +117,37 @@ def test_all_processes_take_the_first_ones_time(key, monkeypatch):
     launch._share_time(cfg, key)
     section = cfg.hydra.run if key == "hydra.run.dir" else cfg.hydra.sweep
     assert section.dir.endswith("-THE-FIRST-ONES")
+
+
+@pytest.mark.parametrize("part", ["launcher", "sweeper"])
+def test_processes_that_start_processes_or_searches_are_refused(part, monkeypatch, capsys):
+    plugin = {"_target_": f"hydra_plugins.other.other.Other{part.title()}"}
+    basic = {p: {"_target_": f"a.Basic{p.title()}"} for p in ("launcher", "sweeper")}
+    choices = {"hydra/launcher": "basic", "hydra/sweeper": "basic", f"hydra/{part}": "other"}
+    cfg = OmegaConf.create({**basic, part: plugin, "runtime": {"choices": choices}})
+    launch._refuse_processes(cfg)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    launch._refuse_processes(OmegaConf.create({**basic, "runtime": {"choices": choices}}))
+    with pytest.raises(SystemExit, match="2"):
+        launch._refuse_processes(cfg)
+    assert f"error: hydra/{part}=other: not under torchrun" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_two_processes_share_each_run_of_a_sweep(tmp_path):
+    """One that fails in both stands as failed, and the other goes on."""
+    small = [*QUICK, "data=bimodal", *TINY["mlp"], "trainer.budget.steps=2"]
+    job = torchrun("run.py", "-m", f"hydra.sweep.dir={tmp_path}", *small, "trainer.batch_size=1,8")
+    said, _ = job.communicate(timeout=400)
+    assert job.returncode != 0, said
+    found = {
+        path.parent.name: json.loads(path.read_text()) for path in tmp_path.glob("*/metrics.json")
+    }
+    assert {name: run["status"] for name, run in found.items()} == {
+        "trainer.batch_size=1": "failed",
+        "trainer.batch_size=8": "done",
+    }
+    assert found["trainer.batch_size=8"]["processes"] == 2 and (tmp_path / "report.html").exists()
 
 
 @pytest.mark.slow

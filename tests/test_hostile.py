@@ -37,6 +37,14 @@ HOSTILE = (  # of Hydra's part: refused while composing, before anything is inst
     ),
     (f"hydra.sweeper._target_={CALL}", "hydra.sweeper._target_"),
     (f"+hydra.sweeper.sampler._target_={CALL}", "hydra.sweeper.sampler._target_"),
+    ("+hydra.sweeper.sampler._target_=optuna.samplers.os.system", "hydra.sweeper.sampler._target_"),
+    ("+hydra.sweeper.sampler._target_=optuna.samplers.TPESampler.x", "refused"),
+    (f"+hydra.sweeper.sampler.constraints_func._target_={CALL}", "constraints_func._target_"),
+    ("+hydra.sweeper.sampler._args_=[1]", "hydra.sweeper.sampler._args_"),
+    (f"+hydra.sweeper.custom_search_space={CALL}", "hydra.sweeper.custom_search_space"),
+    ("+hydra.sweeper.storage='trap://x/y'", "hydra.sweeper.storage"),
+    ("+hydra.sweeper.storage='sqlite:////tmp/x.db'", "hydra.sweeper.storage"),
+    (f"+hydra.sweeper.storage._target_={CALL}", "hydra.sweeper.storage._target_"),
     (f"+{PREFIX}.handlers.evil.class={CALL}", "without factories"),
     (f"+{PREFIX}.handlers.evil={{class:logging.FileHandler,filename:/tmp/x}}", "refused"),
     (f"+{PREFIX}.formatters.evil={{class:{CALL}}}", "without factories"),
@@ -106,6 +114,17 @@ def test_log_factories_out_of_files_are_refused(kind, part, canary):
 def test_hydras_own_part_passes():
     hydra = composed("sampler=[one_step,two_step]", "experiment=quickstart_scd").hydra
     assert hydra.launcher._target_.endswith("BasicLauncher")
+
+
+def test_optunas_own_samplers_pass():
+    """By their configs alone: Optuna itself is an extra."""
+    cfg = composed_with_hydra()
+    for name in ("TPE", "Random", "CmaEs", "NSGAII", "MOTPE", "Grid"):
+        sampler = {"_target_": f"optuna.samplers.{name}Sampler", "seed": 0}
+        sampler |= {"_partial_": True} if name == "Grid" else {}
+        optuna = {"sampler": sampler, "storage": None, "custom_search_space": None}
+        with open_dict(cfg):
+            guard.check(OmegaConf.merge(cfg, {"hydra": {"sweeper": optuna}}))
 
 
 @pytest.mark.parametrize(

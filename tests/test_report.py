@@ -7,8 +7,9 @@ from html.parser import HTMLParser
 
 import pytest
 import yaml
+from runs import QUICK, TINY, built_of, small_quality, swept, trained_of
 
-from scm import compare, report, runs, svg
+from scm import board, build, compare, report, runs, svg
 from scm.errors import UserError
 
 CONFIG = {
@@ -76,8 +77,55 @@ def test_curves_are_over_images_and_minutes_with_the_seeds_range(folder):
     line = compare.curve(unit, 0, tag, compare.over_images)
     assert (line.x, line.y, line.low, line.high) == ([20.0], [11.0], [10], [12])
     assert compare.curve(unit, 0, tag, compare.over_minutes).x == [2.0]
-    calls = compare.over_calls(unit, 0, compare.columns(unit.runs))
+    (calls,) = compare.over_calls(unit, 0, compare.columns(unit.runs))
     assert (calls.x, calls.y) == ([1, 2], [11.0, 5.5])
+
+
+def test_each_kind_of_sampler_has_its_line_against_calls(tmp_path):
+    path = a_run(tmp_path, "weighting=unit,seed=0", 0, 10)
+    a_run(tmp_path, "weighting=no_prior,seed=0", 0, 12)
+    calls = {"heun_3": 3, "heun_5": 5, "heun_9": 9, "ddim_5": 5, "ddim_10": 10}
+    config = yaml.safe_load((path / ".hydra" / "config.yaml").read_text())
+    kinds = {name: f"scm.samplers.{name.partition('_')[0].title()}" for name in calls}
+    config["sampler"] = {name: {"_target_": kind} for name, kind in kinds.items()}
+    (path / ".hydra" / "config.yaml").write_text(yaml.safe_dump(config, sort_keys=False))
+    record = json.loads((path / "metrics.json").read_text())
+    record["metrics"] = {f"eval/{name}/calls": n for name, n in calls.items()}
+    record["metrics"] |= {f"final/{name}/frechet_distance": 90 / n for name, n in calls.items()}
+    record["metrics"]["final/heun_3/recall"] = 0.5
+    (path / "metrics.json").write_text(json.dumps(record))
+    result = report.write([tmp_path], tmp_path)
+    assert not [tag for tag in result.columns if tag.endswith("recall")]  # of few samplers only
+    one_kind, unit = sorted(result.settings, key=lambda setting: setting.label)
+    heun, ddim = compare.over_calls(unit, 0, result.columns)
+    assert (heun.note, heun.x, heun.y) == ("Heun", [3, 5, 9], [30, 18, 10])
+    assert (ddim.note, ddim.x, ddim.y) == ("Ddim", [5, 10], [18, 9])
+    assert [line.note for line in compare.over_calls(one_kind, 1, result.columns)] == [""]
+    page = (tmp_path / "report.html").read_text()
+    figure = page.partition("<figcaption>FD against network calls")[2].partition("</figure>")[0]
+    assert figure.count("<circle") == 3 + 2 + 2 and ">Heun</text>" in figure
+
+
+@pytest.mark.slow
+def test_a_small_sampler_steps_sweep_shows_quality_against_calls(tmp_path, monkeypatch):
+    real = small_quality(tmp_path / "cache", train=300, test=100)
+    monkeypatch.setattr(build, "quality", lambda *_: real)
+    small = (*QUICK, *TINY["unet_small"], "trainer.budget.steps=2")
+    for seed in (0, 1):
+        config = swept(
+            *("sampler_steps", "sampler_steps=sct", f"seed={seed}", *small),
+            "trainer.final_quality_images=20",
+        )
+        trained_of(built_of(config, tmp_path / "sweep" / f"seed={seed}"))
+    result = report.write([tmp_path / "sweep"], tmp_path)
+    (setting,) = result.settings
+    (line,) = compare.over_calls(setting, 0, result.columns)
+    assert line.x == [1, 2, 3, 4] and all(
+        low <= y <= high for low, y, high in zip(line.low, line.y, line.high, strict=True)
+    )
+    page = (tmp_path / "report.html").read_text()
+    figure = page.partition("<figcaption>FD against network calls")[2].partition("</figure>")[0]
+    assert figure.count("<circle") == 4
 
 
 def test_running_failed_and_broken_runs_are_shown_and_not_counted(folder):
@@ -95,6 +143,13 @@ def test_running_failed_and_broken_runs_are_shown_and_not_counted(folder):
     with (folder / "summary.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert len(rows) == 9 and {row["status"] for row in rows} >= {"new", "unreadable", "failed"}
+
+
+def test_tensorboard_is_told_of_charts_that_have_lines():
+    tags = {"quality/one_step/recall", "quality/two_step/mean", "eval/loss"}
+    charts = board.layout(["one_step", "two_step"], tags)
+    assert list(charts) == ["one_step", "tangent"] and list(charts["one_step"]) == ["recall"]
+    assert "toy" in board.layout([], {"eval/toy/one_step_rms"})
 
 
 class Tags(HTMLParser):

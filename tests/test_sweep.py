@@ -9,11 +9,15 @@ import time
 from pathlib import Path
 
 import pytest
+import yaml
+from hydra import initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
+from hydra.types import RunMode
 from runs import QUICK, TINY
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugins.hparams import metadata
 
-from scm import sweep
+from scm import composing, launch, sweep
 from scm.errors import UserError
 from scm.runfolder import RunFolder
 
@@ -61,6 +65,29 @@ def test_another_configuration_is_refused_and_other_code_is_named(tmp_path, capl
     sweep.begin(tmp_path, record(git_commit="b"))
     assert "code has changed since the sweep began, from commit a to b" in caplog.text
     assert (tmp_path / "sweep.json").read_text() == first
+
+
+def begun(name, folder, *overrides):
+    """The start of `python run.py -cd sweeps -cn NAME -m ...`, without its jobs."""
+    composing.register()
+    given = [*overrides, f"hydra.sweep.dir={folder}"]
+    given.append(f"hydra.searchpath=[file://{composing.CONF}]")
+    with initialize_config_dir(version_base="1.3", config_dir=str(REPOSITORY / "sweeps")):
+        hydra = GlobalHydra.instance().hydra
+        config = hydra.compose_config(name, given, RunMode.MULTIRUN, with_log_configuration=False)
+        launch.Sweep(retry_failed=False).on_multirun_start(config)
+
+
+def test_a_part_of_a_sweep_is_the_same_sweep(tmp_path, capsys):
+    """One option of a group that its yaml varies sets other keys, but none that all jobs share."""
+    begun("momentum", tmp_path)
+    first = (tmp_path / "sweep.json").read_text()
+    begun("momentum", tmp_path, "ablation=momentum", "seed=3")
+    begun("momentum", tmp_path, "ablation=momentum,full,adagn")
+    assert (tmp_path / "sweep.json").read_text() == first
+    with pytest.raises(SystemExit):
+        begun("momentum", tmp_path, "ablation=momentum", "trainer.batch_size=9")
+    assert "configuration: trainer.batch_size=9 (there: 128);" in capsys.readouterr().err
 
 
 def test_a_failure_before_the_run_began_stands_in_its_folder(tmp_path):
@@ -155,11 +182,39 @@ def test_the_toys_grid_ends_with_a_report(tmp_path):
     content = board.summary_metadata["_hparams_/experiment"].plugin_data.content
     experiment = metadata.parse_experiment_plugin_data(content)
     assert "eval/toy/one_step_rms" in [metric.name.tag for metric in experiment.metric_infos]
+    first = {info.name for info in experiment.hparam_infos if info.differs}
+    assert first == {"weighting", "seed"}
     run = EventAccumulator(str(tmp_path / "weighting=unit,seed=0")).Reload()
     content = run.summary_metadata["_hparams_/session_start_info"].plugin_data.content
     settings = metadata.parse_session_start_info_plugin_data(content).hparams
     assert {info.name for info in experiment.hparam_infos} == set(settings)
     assert settings["weighting"].string_value == "Unit" and settings["seed"].number_value == 0
+
+
+@pytest.mark.slow
+def test_a_search_goes_on_where_it_stopped(tmp_path):
+    """The sampler's seed proposes the same runs again: they are skipped, and new ones follow."""
+    pytest.importorskip("hydra_plugins.hydra_optuna_sweeper", reason="needs .[optuna]")
+    jobs = ["-cd", "sweeps", "-cn", "hparams_search", f"hydra.sweep.dir={tmp_path}", *QUICK]
+    jobs += ["data=bimodal", *TINY["mlp"], "trainer.budget.steps=2"]
+    jobs += ["hydra.sweeper.sampler.n_startup_trials=1"]  # from then on proposals follow results
+    first = command(*jobs, "hydra.sweeper.n_trials=2")
+    assert first.returncode == 0, first.stderr
+    two = statuses(tmp_path)
+    again = command(*jobs, "hydra.sweeper.n_trials=4")
+    assert again.returncode == 0, again.stderr
+    four = statuses(tmp_path)
+    assert len(two) == 2 and len(four) == 4 and two.items() < four.items()
+    assert again.stdout.count("skipped, done: ") == 2
+    losses = {
+        path.parent: json.loads(path.read_text())["metrics"]["eval/loss"]
+        for path in tmp_path.glob("*/metrics.json")
+    }
+    found = yaml.safe_load((tmp_path / "optimization_results.yaml").read_text())
+    assert found["best_value"] == min(losses.values())
+    best = min(losses, key=losses.get)
+    config = yaml.safe_load((best / ".hydra" / "config.yaml").read_text())
+    assert found["best_params"]["objective.P_mean"] == config["objective"]["P_mean"]
 
 
 @pytest.mark.slow

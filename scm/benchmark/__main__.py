@@ -26,6 +26,7 @@ examples:
   python -m scm.benchmark --suite step --device cuda --compile default cuda_graphs --out gpu.json
   python -m scm.benchmark --suite memory
   python -m scm.benchmark --suite sampling -n 10000
+  python -m scm.benchmark --suite report -n 500 --rounds 3
 
 On a CPU the step suite of all models takes long, and most of that is unet_mobile's: its naive step
 needs about 20 GB at batch 128 in fp32. A case that fails is a row that says why."""
@@ -67,7 +68,7 @@ def parser() -> argparse.ArgumentParser:
         help="step: time compiled training steps beside the eager ones (alone: default)",
     )
     p.add_argument("--rounds", type=int, default=7, help="samples per case (default: %(default)s)")
-    p.add_argument("-n", type=int, default=10_000, help="sampling: images (default: %(default)s)")
+    p.add_argument("-n", type=int, help="sampling: images (10000); report: runs (500)")
     p.add_argument(
         "--overrides",
         nargs="+",
@@ -128,7 +129,7 @@ def _request(arguments: argparse.Namespace, workshop: Workshop, device: torch.de
 
 
 def _check(arguments: argparse.Namespace) -> None:
-    counts = {"--rounds": [arguments.rounds], "-n": [arguments.n]}
+    counts = {"--rounds": [arguments.rounds], "-n": [] if arguments.n is None else [arguments.n]}
     counts["--batch-sizes"] = arguments.batch_sizes or []
     for option, values in counts.items():
         if min(values, default=1) < 1:

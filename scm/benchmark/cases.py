@@ -11,7 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from scm import build, checkpoint, samplers, trigflow, validate
+from scm import build, checkpoint, report, samplers, trigflow, validate
+from scm.benchmark import runs
 from scm.benchmark.timing import Label, Work
 from scm.composing import composed
 from scm.data import Dataset
@@ -162,6 +163,12 @@ class Workshop:
         """A step's images, labels, noise and times."""
         experiment, steps = self.experiment(label, "objective=diffusion"), count()
         return Work(lambda: _draw(experiment, next(steps)), label.batch_size)
+
+    def report(self, n: int) -> Work:
+        """The tables and the page of a sweep of n runs, from their folders to the three files."""
+        folder = self.folder / "sweep"
+        runs.write_sweep(folder, n, composed(self.overrides))
+        return Work(lambda: report.write([folder], folder))
 
 
 def _draw(experiment: Experiment, step: int) -> Draw:

@@ -18,6 +18,7 @@ from scm.runtime import find_dtype
 
 SCALED = ("diffusion", "sct dual")  # the steps of the suites on scaling and on the seed
 SEED = Label("unet_mobile", Precision.fp32.name, batch_size=0, case="sct naive")
+IMAGES, RUNS = 10_000, 500  # of the sampling and the report suite
 THREADS_BATCH = 128  # the batch size nearest to it is timed with fewer threads
 
 
@@ -33,7 +34,7 @@ class Request:
     forms: list[str]  # of the tangent
     compile_modes: list[str]  # beside eager
     rounds: int
-    n: int  # images to sample
+    n: int | None  # images to sample, or runs to report
 
 
 class Suite(ABC):
@@ -132,7 +133,7 @@ class SamplingSuite(Suite):
         return self.timed(self._cases())
 
     def _cases(self) -> Iterator[Case]:
-        n = self.request.n
+        n = self.request.n or IMAGES
         for label, (name, count) in product(
             self.labels(), {"one_step": n, "heun": max(1, n // 10)}.items()
         ):
@@ -195,6 +196,17 @@ class MemorySuite(Suite):
         )
 
 
+class ReportSuite(Suite):
+    """The report of a sweep of many runs."""
+
+    question = "how long `python -m scm.report` takes for n runs"
+
+    def rows(self) -> list[report.Row]:
+        n = self.request.n or RUNS
+        label = Label(model="", precision="", batch_size=0, case=f"report of {n:,} runs")
+        return self.timed([Case(label, partial(self.workshop.report, n))])
+
+
 SUITES: dict[str, type[Suite]] = {
     "step": StepSuite,
     "seed": SeedSuite,
@@ -202,6 +214,7 @@ SUITES: dict[str, type[Suite]] = {
     "data": DataSuite,
     "scaling": ScalingSuite,
     "memory": MemorySuite,
+    "report": ReportSuite,
 }
 
 
