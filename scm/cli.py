@@ -2,6 +2,7 @@
 
 import argparse
 import logging
+import signal
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -12,9 +13,22 @@ from scm.files import refusals_named
 
 
 def fail(error: UserError | str) -> NoReturn:
-    """One line on standard error, exit code 2."""
-    print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+    """One line on standard error, exit code 2; a stranger's value commands no terminal in it."""
+    line = " ".join(str(error).split())
+    print("error:", "".join(c if c.isprintable() else "?" for c in line), file=sys.stderr)
     sys.exit(2)
+
+
+def interrupted() -> NoReturn:
+    """End as a Ctrl-C ends a command that has nothing to save."""
+    print("interrupted", file=sys.stderr)
+    sys.exit(128 + signal.SIGINT)
+
+
+def check_count(option: str, value: int | None, least: int, most: int) -> None:
+    """Raise UserError where a number on the command line is too small or senselessly large."""
+    if value is not None and not least <= value <= most:
+        raise UserError(f"{option}={value}: must be at least {least} and at most {most:,}")
 
 
 class Parser(argparse.ArgumentParser):
@@ -33,6 +47,8 @@ def mistakes_in_one_line() -> Iterator[None]:
             yield
     except UserError as error:
         fail(error)
+    except KeyboardInterrupt:
+        interrupted()
 
 
 def command(

@@ -22,10 +22,25 @@ from hydra._internal.hydra import Hydra
 from hydra.types import RunMode
 from runs import QUICK, TINY, trained
 
+from scm import diagnose as diagnosing
+from scm import evaluate as evaluating
+from scm import export as exporting
+from scm import report as reporting
+from scm import results
 from scm import sample as sampling
 from scm.benchmark import __main__ as benchmarking
+from scm.features import __main__ as learning
 
-MODULES = {"scm.sample": sampling, "scm.benchmark": benchmarking}
+MODULES = {
+    "scm.sample": sampling,
+    "scm.evaluate": evaluating,
+    "scm.results": results,
+    "scm.report": reporting,
+    "scm.diagnose": diagnosing,
+    "scm.export": exporting,
+    "scm.features": learning,
+    "scm.benchmark": benchmarking,
+}
 REPOSITORY = Path(__file__).resolve().parent.parent
 TOY = ("data=bimodal", *TINY["mlp"])
 ONE = ("trainer.budget.steps=1", "trainer.evaluate_every=100")
@@ -45,18 +60,16 @@ class Case:
         return " ".join([self.command, *self.arguments])
 
 
-def run(*arguments, says=()):
-    return Case("run.py", arguments, (says,) if isinstance(says, str) else says)
+def rows_of(command):
+    def row(*arguments, says=()):
+        return Case(command, arguments, (says,) if isinstance(says, str) else says)
+
+    return row
 
 
-def sample(*arguments, says=()):
-    return Case("scm.sample", arguments, (says,) if isinstance(says, str) else says)
-
-
-def benchmark(*arguments, says=()):
-    return Case("scm.benchmark", arguments, (says,) if isinstance(says, str) else says)
-
-
+run, sample, benchmark = map(rows_of, ("run.py", "scm.sample", "scm.benchmark"))
+evaluate, tabulate, report = map(rows_of, ("scm.evaluate", "scm.results", "scm.report"))
+diagnose, export, learn = map(rows_of, ("scm.diagnose", "scm.export", "scm.features"))
 OUT = ("--out", "{place}/new.npz")
 CASES = (
     # groups and keys that are not there

@@ -139,6 +139,8 @@ def _check(arguments: argparse.Namespace) -> None:
         raise UserError(
             f"{arguments.out}: there is no folder {arguments.out.parent}; make it first"
         )
+    if arguments.out and arguments.out.is_dir():
+        raise UserError(f"{arguments.out}: a folder; name a file")
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from scm import build, checkpoint, features, rng, runtime, tags
-from scm.cli import Parser, command
+from scm.cli import Parser, check_count, command
 from scm.composing import composed
 from scm.config import Device
 from scm.data import IdxImages
@@ -24,6 +24,7 @@ log = logging.getLogger(__name__)
 
 NETWORK = {"widths": [24, 48, 64, 96], "features": 64}  # 0.4 M weights: a 1.6 MB file
 EPOCHS = 14
+MOST_EPOCHS = 10_000
 BATCH = 256
 PEAK_LR = 4e-3
 WARMUP = 0.15  # part of the steps over which the rate rises; then half a cosine down to 0
@@ -65,8 +66,9 @@ def make(arguments: argparse.Namespace) -> None:
     out = arguments.out or tags.feature_weights(name)
     if out.exists() and not arguments.overwrite:
         raise UserError(f"{out}: exists; name another file, or add --overwrite")
-    if arguments.epochs < 1:
-        raise UserError(f"--epochs {arguments.epochs}: must be at least 1")
+    if not out.parent.is_dir() or out.is_dir():
+        raise UserError(f"{out}: no file can be written there; name one in a folder that exists")
+    check_count("epochs", arguments.epochs, 1, MOST_EPOCHS)
     runtime.prepare(None)
     device = runtime.find_device(Device[arguments.device])
     config = composed([f"data={name}", *(f"data.{change}" for change in changes)])["data"]
