@@ -85,7 +85,12 @@ def read(path: Path) -> dict[str, Any]:
 
 
 def _refuse_growing(path: Path) -> None:
-    """torch.save compresses nothing and stores all once: anything else could fill the memory."""
+    """torch.save compresses nothing and stores all once: anything else could fill the memory.
+
+    So could a device such as /dev/zero, which has no end.
+    """
+    if not path.is_file():
+        raise ValueError("not a file")
     with zipfile.ZipFile(path) as archive:
         entries = archive.infolist()
     if any(entry.compress_type != zipfile.ZIP_STORED for entry in entries):
@@ -161,7 +166,7 @@ def read_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
             raise UserError(f"{path}: no checkpoint in this folder; name a run's folder or a file")
     elif not path.exists():
         raise UserError(f"{path}: no such file or folder; name a run's folder or a checkpoint file")
-    elif path.suffix == ".safetensors":
+    elif path.suffix == ".safetensors" and path.is_file():
         return _read_safetensors(path)
     else:
         state = read(path)

@@ -45,6 +45,8 @@ def files(paths: list[Path]) -> list[Path]:
 def read(file: Path) -> dict[str, Any]:
     """One result. Raises UserError where the file holds none."""
     try:
+        if file.exists() and not file.is_file():
+            raise ValueError("not a file")
         result = json.loads(file.read_text())
         row(result)
         [flatten(result)[key] for key in SAME]

@@ -204,6 +204,8 @@ def _of_file(path: Path, n: int | None) -> Subject:
 
 def _whole_file(path: Path) -> tuple[np.ndarray, dict[str, Any]]:
     """Images and settings; what would not fit into the memory is not unpacked."""
+    if path.exists() and not path.is_file():
+        raise ValueError("not a file")
     with zipfile.ZipFile(path) as archive:
         if sum(entry.file_size for entry in archive.infolist()) > LARGEST:
             raise ValueError("unpacks to more than 4 GiB")

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from runs import QUICK, TINY, trained
 from tensorboard.summary.writer.record_writer import RecordWriter
 
@@ -118,6 +119,20 @@ def test_only_what_the_disk_refuses_is_the_users(tmp_path):
         files.append_line(tmp_path / "nowhere" / "file", "")
     with pytest.raises(ZeroDivisionError), files.refusals_named():
         1 / 0  # noqa: B018
+    with pytest.raises(RuntimeError, match="size mismatch"), files.refusals_named():
+        raise RuntimeError("size mismatch")
+
+
+def test_a_lack_of_memory_is_one_line():
+    """As torch says it on a CPU and on a GPU, and as Python does."""
+    with pytest.raises(UserError, match=r"out of memory \(tried to allocate 4\d+ bytes\); use smal"):
+        with files.refusals_named():
+            torch.empty(2**60)
+    with pytest.raises(UserError, match=r"out of memory \(tried to allocate 2.00 GiB\)"):
+        with files.refusals_named():
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0")
+    with pytest.raises(UserError, match="out of memory; use smaller"), files.refusals_named():
+        raise MemoryError
 
 
 NAMESPACES = shutil.which("unshare") and (

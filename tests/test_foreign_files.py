@@ -305,6 +305,12 @@ def test_a_folder_taken_since_it_was_checked_is_refused(tmp_path):
     folder.open({"config.yaml": "seed: 0\n"}).close()  # the lock is free again
 
 
+def test_ctrl_c_in_a_command_is_one_word(capsys):
+    with pytest.raises(SystemExit) as ended, cli.mistakes_in_one_line():
+        raise KeyboardInterrupt
+    assert ended.value.code == 130 and capsys.readouterr().err == "interrupted\n"
+
+
 def test_a_line_of_the_commands_cannot_command_a_terminal(capsys):
     with pytest.raises(SystemExit):
         cli.fail(f"x=\x1b[2J{os.linesep}y\x07")

@@ -143,8 +143,10 @@ def test_the_exact_consistency_model_is_a_fixed_point_of_distillation():
 def discrete(kind, N, **more):
     return kind(
         N=N,
-        **{"sigma_min": 0.002, "sigma_max": 80.0, "rho": 7.0, "tangent_warmup_steps": H},
-        **{"tangent": tangent.Raw(), **common(weighting.Unit), **more},
+        **{
+            **{"sigma_min": 0.002, "sigma_max": 80.0, "rho": 7.0, "tangent_warmup_steps": H},
+            **{"tangent": tangent.Raw(), **common(weighting.Unit), **more},
+        },
     )
 
 
