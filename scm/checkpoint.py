@@ -177,6 +177,7 @@ def read_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
 
 
 def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    path.open("rb").close()  # safe_open calls a file missing that it may not read
     try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from scm import build, checkpoint, runtime
-from scm.cli import Parser, check_count, command
+from scm.cli import Parser, check_count, check_file, command
 from scm.config import Device, Precision
 from scm.errors import UserError
 from scm.files import write_json
@@ -103,10 +103,8 @@ def _check_files(files: list[Path], arguments: argparse.Namespace) -> None:
             "one sampler, each once"
         )
     for file in files:
-        if file.exists() and not arguments.overwrite:
-            raise UserError(f"{file}: exists; name another file by --out, or add --overwrite")
-        if arguments.out and not file.parent.is_dir():
-            raise UserError(f"{file}: there is no folder {file.parent}; make it first")
+        if arguments.out or file.exists():  # the run's own folder for them is made
+            check_file(file, overwrite=arguments.overwrite)
 
 
 def measured(subject: Subject, quality: Quality, machine: Machine) -> dict[str, Any]:

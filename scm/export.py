@@ -12,7 +12,7 @@ import torch
 import yaml
 
 from scm import build, checkpoint, evaluate, results
-from scm.cli import Parser, command
+from scm.cli import Parser, check_file, command
 from scm.errors import UserError
 from scm.files import write_atomic
 from scm.runfolder import RunFolder, Status
@@ -51,11 +51,8 @@ def export(arguments: argparse.Namespace) -> None:
         raise UserError(f"{run.path}: the run is {run.status()}, not done; finish it first")
     name = arguments.name
     weights_file, card_file = name.with_suffix(".safetensors"), name.with_suffix(".md")
-    if not name.parent.is_dir():
-        raise UserError(f"{name}: there is no folder {name.parent}; make it first")
     for file in (weights_file, card_file):
-        if file.exists() and not arguments.overwrite:
-            raise UserError(f"{file}: exists; name another, or add --overwrite")
+        check_file(file, overwrite=arguments.overwrite)
     weights, config = checkpoint.read_weights(run.path)
     bytes_ = sum(tensor.nbytes for tensor in weights.values())
     if bytes_ > LARGEST:

@@ -15,7 +15,7 @@ import torch
 from tqdm import tqdm
 
 from scm import build, pictures, runtime, validate
-from scm.cli import Parser, check_count, mistakes_in_one_line
+from scm.cli import Parser, check_count, check_file, mistakes_in_one_line
 from scm.composing import CONF, composed
 from scm.config import Device, Precision
 from scm.data import to_uint8
@@ -159,10 +159,7 @@ def _check(arguments: argparse.Namespace) -> None:
     check_count("n", arguments.n, 1, MOST_IMAGES)
     check_count("batch_size", arguments.batch_size, 1, MOST_IMAGES)
     for path in (arguments.out, arguments.grid):
-        if path and path.exists() and not arguments.overwrite:
-            raise UserError(f"{path}: exists; name another file, or add --overwrite")
-        if path and not path.parent.is_dir():
-            raise UserError(f"{path}: there is no folder {path.parent}; make it first")
+        check_file(path, overwrite=arguments.overwrite)
 
 
 def _write_npz(

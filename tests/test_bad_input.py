@@ -4,6 +4,7 @@ The table runs in this process through the commands' own entry points, a few row
 their own; `make soak` runs every row as a process.
 """
 
+import ctypes
 import gzip
 import logging
 import os
@@ -271,7 +272,7 @@ CASES = (
     learn(says="command"),
     learn("train", "--data", "nothing", "--out", "{place}/new", says="nothing"),
     learn("train", "--epochs", "0", "--out", "{place}/new", says="epochs=0: must be"),
-    learn("train", "--out", "{place}/nowhere/x", says="no file can be written there"),
+    learn("train", "--out", "{place}/nowhere/x", says="there is no folder"),
     export("{place}/nowhere", "{place}/new", says="the run is new, not done"),
     export("{place}/toy", "{place}/nowhere/x", says="no folder"),
     export("{place}/toy", "{place}/new", "-n", "5", says="n=5: must be at least 10"),
@@ -309,6 +310,12 @@ def place(tmp_path_factory):
     (place / "linked" / "run.log").symlink_to(place / "text.pt")
     (place / "half.json").write_text("{}")
     (place / "zeros.npz").symlink_to("/dev/zero")
+    for name in ("secret.safetensors", "secret.pt"):
+        (place / name).write_text("x")
+    (place / "idx-locked").mkdir()
+    (place / "idx-locked" / "train-images-idx3-ubyte.gz").write_text("x")
+    for name in ("locked", "fixed"):
+        (place / name).mkdir()
     weights, config = checkpoint.read_weights(toy)
     checkpoint.save_weights(place / "unnamed.safetensors", weights, {**config, "sampler": "x"})
 
@@ -324,7 +331,13 @@ def place(tmp_path_factory):
     }.items():
         (place / f"idx-{name}").mkdir()
         (place / f"idx-{name}" / "train-images-idx3-ubyte.gz").write_bytes(data)
-    return place
+    forbidden = ("secret.safetensors", "secret.pt", "idx-locked/train-images-idx3-ubyte.gz")
+    for name in ("locked", *forbidden):
+        (place / name).chmod(0)
+    (place / "fixed").chmod(0o555)
+    yield place
+    for name in ("locked", "fixed"):  # for whoever clears up
+        (place / name).chmod(0o755)
 
 
 def stamps(folder):
@@ -376,6 +389,56 @@ def in_process(case, arguments, monkeypatch):
     finally:
         root.handlers[:], root.level = handlers, level
     return 0
+
+
+CAPABILITIES = 0b110  # of root: to write and to read what the permissions refuse
+
+
+@pytest.fixture
+def unprivileged():
+    """Let permissions count for root too, as long as a test runs."""
+
+    class Header(ctypes.Structure):
+        _fields_ = (("version", ctypes.c_uint32), ("pid", ctypes.c_int))
+
+    class Sets(ctypes.Structure):
+        _fields_ = (("effective", ctypes.c_uint32), ("rest", ctypes.c_uint32 * 5))
+
+    if sys.platform != "linux":
+        pytest.skip("capabilities are Linux's")
+    libc, header, sets = ctypes.CDLL(None), Header(0x20080522, 0), Sets()
+    assert libc.capget(ctypes.byref(header), ctypes.byref(sets)) == 0
+    before = sets.effective
+    sets.effective = before & ~CAPABILITIES
+    assert libc.capset(ctypes.byref(header), ctypes.byref(sets)) == 0
+    yield
+    sets.effective = before
+    assert libc.capset(ctypes.byref(header), ctypes.byref(sets)) == 0
+
+
+REFUSED = (  # of what {place}/locked holds nothing can be seen, and {place}/fixed takes nothing new
+    run("data.root={place}/locked", says="locked"),
+    run("data.root={place}/idx-locked", *IDX, says="cannot be read"),
+    run("objective.init={place}/locked/x", *TOY, says="locked/x: Permission denied; change its"),
+    run("objective.init={place}/secret.safetensors", *TOY, says="secret.safetensors"),
+    run("objective.init={place}/secret.pt", *TOY, says="secret.pt: not a readable checkpoint"),
+    run("hydra.run.dir={place}/fixed/run", *QUICK, *TOY, *ONE, says="Permission denied; change"),
+    run("hydra.run.dir={place}/locked/run", *QUICK, *TOY, *ONE, says="Permission denied; change"),
+    sample("{place}/toy", "--out", "{place}/fixed/x.npz", says="fixed cannot be written"),
+    sample("{place}/locked/x", *OUT, says="locked/x: Permission denied; change its permissions"),
+    sample("{place}/secret.safetensors", *OUT, says="secret.safetensors"),
+    tabulate("{place}/secret.pt", says="Permission denied"),
+    report("{place}/toy", "--out", "{place}/fixed/new", says="Permission denied; change its"),
+)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", REFUSED, ids=str)
+def test_what_permissions_refuse_is_one_line(
+    case, place, unprivileged, untouched, monkeypatch, capsys
+):
+    code = in_process(case, arguments_of(case, place), monkeypatch)
+    check(case, code, capsys.readouterr().err)
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from scm import build, checkpoint, features, rng, runtime, tags
-from scm.cli import Parser, check_count, command
+from scm.cli import Parser, check_count, check_file, command
 from scm.composing import composed
 from scm.config import Device
 from scm.data import IdxImages
@@ -64,10 +64,7 @@ def make(arguments: argparse.Namespace) -> None:
     """Train what `arguments` (of `parser`) ask for and write it with what is known of it."""
     name, *changes = arguments.data
     out = arguments.out or tags.feature_weights(name)
-    if out.exists() and not arguments.overwrite:
-        raise UserError(f"{out}: exists; name another file, or add --overwrite")
-    if not out.parent.is_dir() or out.is_dir():
-        raise UserError(f"{out}: no file can be written there; name one in a folder that exists")
+    check_file(out, overwrite=arguments.overwrite)
     check_count("epochs", arguments.epochs, 1, MOST_EPOCHS)
     runtime.prepare(None)
     device = runtime.find_device(Device[arguments.device])
