@@ -39,7 +39,11 @@ soak: $(INSTALLED) ## faults without end: kills, full disks, bad input, random r
 audit: $(INSTALLED) ## known holes in what is installed, and risky calls in the code
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[audit]' -c constraints.txt
 	$(BIN)/bandit --quiet --recursive --configfile pyproject.toml run.py scm
-	$(BIN)/pip-audit --skip-editable
+	@$(BIN)/pip-audit --skip-editable --progress-spinner off >.venv/audit.log 2>&1; code=$$?; \
+	  if grep -qE '^Traceback|blocking this service|^pip .*could not be audited' .venv/audit.log; then \
+	    echo 'error: known holes were not looked up, pypi.org does not answer: .venv/audit.log' >&2; \
+	    exit 2; \
+	  fi; cat .venv/audit.log; exit $$code
 
 gpu: $(INSTALLED) ## on a GPU: every number of docs/performance.md, then the large recipes from nothing
 	@mkdir -p outputs/gpu

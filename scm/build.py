@@ -64,6 +64,18 @@ def dataset(config: dict[str, Any]) -> Dataset:
     return construct(Dataset, "data", {key: v for key, v in config.items() if key != "teacher"})
 
 
+def stored_dataset(config: dict[str, Any], path: str | Path) -> Dataset:
+    """The data set of a config that came with the file `path`; nothing is downloaded for it.
+
+    Raises UserError where the config has no such group, or the data are not here.
+    """
+    data = config["data"]
+    try:
+        return dataset({**data, "download": False} if "download" in data else data)
+    except (KeyError, TypeError, InstantiationException) as error:
+        raise _no_config(path, error) from error
+
+
 def network(config: dict[str, Any], device: torch.device, dtype: torch.dtype) -> nn.Module:
     """A new network as the `model` group says, its inner layers computing in `dtype`."""
     net = construct(nn.Module, "model", config["model"])
@@ -78,7 +90,7 @@ def trained_network(path: str | Path, device: torch.device, dtype: torch.dtype) 
     """
     weights, config = checkpoint.read_weights(Path(path))
     try:
-        validate.check_values({group: config[group] for group in ("data", "model", "objective")})
+        check_stored(config)
         with torch.device("meta"):  # takes no memory, whatever size the config claims
             _refuse_misfit(construct(nn.Module, "model", config["model"]), weights, str(path))
         net = network(config, device, dtype)
@@ -86,11 +98,31 @@ def trained_network(path: str | Path, device: torch.device, dtype: torch.dtype) 
         named = str(error).startswith(str(path))
         raise UserError(str(error) if named else f"{path}: {error}") from error
     except (KeyError, TypeError, AttributeError, InstantiationException) as error:
-        raise UserError(
-            f"{path}: holds no config of this project ({_first_line(error)})"
-        ) from error
+        raise _no_config(path, error) from error
     load_weights(net, weights, str(path))
     return Trained(net.eval().requires_grad_(False), config)
+
+
+def check_stored(config: dict[str, Any]) -> None:
+    """Raise UserError, KeyError, TypeError or AttributeError where a file's config is not whole.
+
+    Its values are in their ranges afterwards, and those used by themselves are of their types.
+    """
+    groups = ("data", "model", "objective", "sampler")
+    validate.check_values({group: config[group] for group in groups})
+    data, objective = config["data"], config["objective"]
+    numbers = [data["sigma_data"], *data["image_shape"], config["model"]["num_classes"]]
+    texts = [data["name"], data["_target_"], objective["_target_"]]
+    texts += [sampler["_target_"] for sampler in config["sampler"].values()]
+    texts += [path for key in ("teacher", "init") if (path := objective.get(key)) is not None]
+    if not all(isinstance(number, int | float) for number in numbers):
+        raise TypeError(f"no numbers: {numbers}")
+    if not all(isinstance(text, str) for text in texts):
+        raise TypeError(f"no names: {texts}")
+
+
+def _no_config(path: str | Path, error: Exception) -> UserError:
+    return UserError(f"{path}: holds no config of this project ({_first_line(error)})")
 
 
 def load_weights(net: nn.Module, weights: dict[str, torch.Tensor], source: str) -> None:

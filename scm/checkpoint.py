@@ -69,10 +69,10 @@ def save(folder: Path, state: dict[str, Any], *, step: int, keep: int) -> Path:
 def read(path: Path) -> dict[str, Any]:
     """Load and verify one checkpoint onto the CPU; UserError where it is not whole."""
     try:
-        _refuse_compressed(path)
+        _refuse_growing(path)
         state = torch.load(path, map_location="cpu", weights_only=True)
         expected = state.pop("sha256")
-        _refuse_unbacked(state)
+        _refuse_unbacked(state, path.stat().st_size)
         actual = digest(state)
     except Exception as error:  # torch raises many kinds for damaged files
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
@@ -84,24 +84,38 @@ def read(path: Path) -> dict[str, Any]:
     return state
 
 
-def _refuse_compressed(path: Path) -> None:
-    """torch.save compresses nothing: what does could grow without bound when it is read."""
+def _refuse_growing(path: Path) -> None:
+    """torch.save compresses nothing and stores all once: anything else could fill the memory.
+
+    So could a device such as /dev/zero, which has no end.
+    """
+    if not path.is_file():
+        raise ValueError("not a file")
     with zipfile.ZipFile(path) as archive:
-        if any(entry.compress_type != zipfile.ZIP_STORED for entry in archive.infolist()):
-            raise ValueError("holds compressed parts")
+        entries = archive.infolist()
+    if any(entry.compress_type != zipfile.ZIP_STORED for entry in entries):
+        raise ValueError("holds compressed parts")
+    if sum(entry.file_size for entry in entries) > path.stat().st_size:
+        raise ValueError("claims more bytes than it has")
 
 
-def _refuse_unbacked(part: Any) -> None:
-    """A tensor may claim any shape over a few bytes, with strides of 0: it must have its bytes."""
-    if isinstance(part, Tensor):
-        if part.nbytes > part.untyped_storage().nbytes():
+def _refuse_unbacked(state: Any, size: int) -> None:
+    """A tensor may claim any shape over a few bytes, with strides of 0: it must have its bytes.
+
+    Lists that hold a list many times, on many levels, unfold to more parts than a file of `size`
+    bytes has: they could be walked for ever.
+    """
+    waiting, seen = [state], 0
+    while waiting:
+        part, seen = waiting.pop(), seen + 1
+        if seen > size:
+            raise ValueError("holds parts within parts without end")
+        if isinstance(part, Tensor) and part.nbytes > part.untyped_storage().nbytes():
             raise ValueError(f"holds a tensor of shape {tuple(part.shape)} without its values")
-    elif isinstance(part, dict):
-        for item in part.values():
-            _refuse_unbacked(item)
-    elif isinstance(part, list | tuple):
-        for item in part:
-            _refuse_unbacked(item)
+        if isinstance(part, dict):
+            waiting += part.values()
+        elif isinstance(part, list | tuple):
+            waiting += part
 
 
 def newest(folder: Path, config: dict[str, Any] | None = None) -> dict[str, Any] | None:
@@ -152,14 +166,18 @@ def read_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
             raise UserError(f"{path}: no checkpoint in this folder; name a run's folder or a file")
     elif not path.exists():
         raise UserError(f"{path}: no such file or folder; name a run's folder or a checkpoint file")
-    elif path.suffix == ".safetensors":
+    elif path.suffix == ".safetensors" and path.is_file():
         return _read_safetensors(path)
     else:
         state = read(path)
-    return state["ema"], state["config"]
+    weights = state.get("ema")
+    if not isinstance(weights, dict) or not all(isinstance(w, Tensor) for w in weights.values()):
+        raise UserError(f"{path}: holds no weights of this project")
+    return weights, state.get("config", {})
 
 
 def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    path.open("rb").close()  # safe_open calls a file missing that it may not read
     try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}

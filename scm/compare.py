@@ -119,7 +119,8 @@ Where = Callable[[Run, int], float | None]  # a run's place at a step
 
 def over_images(run: Run, step: int) -> float | None:
     """Images seen."""
-    return float(step * run.config.get("trainer.batch_size", 1))
+    batch_size = run.config.get("trainer.batch_size", 1)
+    return float(step * batch_size) if isinstance(batch_size, int) else None
 
 
 def over_minutes(run: Run, step: int) -> float | None:

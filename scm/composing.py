@@ -61,17 +61,21 @@ def one_line(error: BaseException) -> UserError:
 def plain(cfg: Any) -> dict[str, Any]:
     """A composed config as a resolved dict of plain values, enums as their names.
 
-    Raises UserError for a key that `+key=value` has added beyond the schema.
+    Raises UserError for a key that `+key=value` has added to the schema, or `~key` taken away.
     """
-    _refuse_unknown(cfg, "")
+    _check_keys(cfg, "")
     return OmegaConf.to_container(cfg, resolve=True, enum_to_str=True, throw_on_missing=True)  # type: ignore[return-value]
 
 
-def _refuse_unknown(node: Any, prefix: str) -> None:
+def _check_keys(node: Any, prefix: str) -> None:
     if not isinstance(node, DictConfig):
         return
-    schema = OmegaConf.get_type(node)
-    for key in map(str, node):
-        if is_dataclass(schema) and key not in (known := [f.name for f in fields(schema)]):
+    schema, there = OmegaConf.get_type(node), [str(key) for key in node]
+    known = [field.name for field in fields(schema)] if is_dataclass(schema) else there
+    for key in there:
+        if key not in known:
             raise UserError(f"{prefix}{key}: unknown key; there is: {', '.join(sorted(known))}")
-        _refuse_unknown(node._get_node(key), f"{prefix}{key}.")
+        _check_keys(node._get_node(key), f"{prefix}{key}.")
+    for key in known:
+        if key not in there:
+            raise UserError(f"{prefix}{key}: taken away by ~{prefix}{key}; give it a value instead")

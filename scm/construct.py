@@ -1,7 +1,8 @@
 """One object from one config: the only module that calls `instantiate`.
 
 It refuses every `_target_` that is not a class of this project's or an optimiser of torch's before
-it calls anything, and turns a constructor's ValueError into one line for the user.
+it calls anything, and turns a constructor's ValueError into one line for the user. An OSError of a
+constructor's comes out as it is.
 """
 
 from collections.abc import Callable
@@ -26,6 +27,8 @@ def construct(base: Callable[..., T], key: str, config: dict[str, Any], **more: 
     except InstantiationException as error:
         if isinstance(error.__cause__, ValueError):
             raise UserError(f"{key}: {error.__cause__}") from error
+        if isinstance(error.__cause__, OSError):  # a file that may not be read
+            raise error.__cause__ from error
         raise
 
 

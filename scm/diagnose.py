@@ -16,7 +16,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from scm import build, pictures, plots, runtime, trajectories
-from scm.cli import Parser, mistakes_in_one_line
+from scm.cli import Parser, check_count, mistakes_in_one_line
 from scm.config import Device
 from scm.data import Dataset
 from scm.errors import UserError
@@ -139,7 +139,7 @@ def subject(arguments: argparse.Namespace, device: torch.device) -> Subject:
     )
     teacher, is_toy = _teacher_of(arguments, config), shape == (1, 1, 1)
     needs_data = is_toy or not (teacher or is_diffusion(config))
-    dataset = build.dataset(config["data"]) if needs_data else None
+    dataset = build.stored_dataset(config, arguments.model) if needs_data else None
     path: trajectories.Path
     if teacher:
         net = build.velocity_model(teacher, "--teacher", config, device, torch.float32).net
@@ -177,10 +177,8 @@ def _teacher_of(arguments: argparse.Namespace, config: dict[str, Any]) -> str | 
 
 
 def _out_folder(arguments: argparse.Namespace) -> Path:
-    for option in ("n", "steps"):
-        if not 2 <= getattr(arguments, option) <= LARGEST:
-            value = getattr(arguments, option)
-            raise UserError(f"{option}={value}: must be at least 2 and at most {LARGEST}")
+    check_count("n", arguments.n, 2, LARGEST)
+    check_count("steps", arguments.steps, 2, LARGEST)
     model = Path(arguments.model)
     if arguments.out is None and model.is_file():
         raise UserError(f"{model}: a file; name the folder to write into with --out")

@@ -13,15 +13,18 @@ from pathlib import Path
 from typing import Any
 
 from scm import build, checkpoint, runtime
-from scm.cli import Parser, command
+from scm.cli import Parser, check_count, check_file, command
 from scm.config import Device, Precision
 from scm.errors import UserError
 from scm.files import write_json
 from scm.quality import Quality
+from scm.sample import MOST_IMAGES
 from scm.subjects import IMAGES, Machine, Subject, subjects_of
 from scm.tags import QUALITY, SMALLEST
 
 log = logging.getLogger(__name__)
+
+MOST_SEEDS = 1000
 
 
 def parser() -> argparse.ArgumentParser:
@@ -56,10 +59,8 @@ def main(argv: list[str] | None = None) -> None:
 
 def evaluate(arguments: argparse.Namespace) -> None:
     """Measure what `arguments` (of `parser`) ask for; everything is checked before the first."""
-    for option, least in (("n", SMALLEST), ("seeds", 1), ("batch_size", 1)):
-        value = getattr(arguments, option)
-        if value is not None and value < least:
-            raise UserError(f"{option}={value}: must be at least {least}")
+    check_counts(arguments)
+    check_count("batch_size", arguments.batch_size, 1, MOST_IMAGES)
     runtime.prepare(None)
     device = runtime.find_device(Device[arguments.device])
     machine = Machine(
@@ -80,13 +81,19 @@ def evaluate(arguments: argparse.Namespace) -> None:
     for subject, file in zip(subjects, files, strict=True):
         data = subject.config["data"]
         if (key := json.dumps(data)) not in qualities:
-            dataset = build.dataset(data)
+            dataset = build.stored_dataset(subject.config, subject.path)
             qualities[key] = build.quality(dataset, device)
         result = measured(subject, qualities[key], machine)
         file.parent.mkdir(exist_ok=True)
         write_json(file, result)
         print(table(result))
         log.info("written to %s", file)
+
+
+def check_counts(arguments: argparse.Namespace) -> None:
+    """Raise UserError where there are too few or too many images or seeds."""
+    check_count("n", arguments.n, SMALLEST, MOST_IMAGES)
+    check_count("seeds", arguments.seeds, 1, MOST_SEEDS)
 
 
 def _check_files(files: list[Path], arguments: argparse.Namespace) -> None:
@@ -96,10 +103,8 @@ def _check_files(files: list[Path], arguments: argparse.Namespace) -> None:
             "one sampler, each once"
         )
     for file in files:
-        if file.exists() and not arguments.overwrite:
-            raise UserError(f"{file}: exists; name another file by --out, or add --overwrite")
-        if arguments.out and not file.parent.is_dir():
-            raise UserError(f"{file}: there is no folder {file.parent}; make it first")
+        if arguments.out or file.exists():  # the run's own folder for them is made
+            check_file(file, overwrite=arguments.overwrite)
 
 
 def measured(subject: Subject, quality: Quality, machine: Machine) -> dict[str, Any]:

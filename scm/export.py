@@ -8,13 +8,15 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+import torch
 import yaml
 
-from scm import checkpoint, evaluate, results
-from scm.cli import Parser, command
+from scm import build, checkpoint, evaluate, results
+from scm.cli import Parser, check_file, command
 from scm.errors import UserError
 from scm.files import write_atomic
 from scm.runfolder import RunFolder, Status
+from scm.sample import sampler_settings
 
 LARGEST = 10 * 2**20  # bytes of a file of weights that may stand in a repository
 
@@ -49,21 +51,27 @@ def export(arguments: argparse.Namespace) -> None:
         raise UserError(f"{run.path}: the run is {run.status()}, not done; finish it first")
     name = arguments.name
     weights_file, card_file = name.with_suffix(".safetensors"), name.with_suffix(".md")
-    if not name.parent.is_dir():
-        raise UserError(f"{name}: there is no folder {name.parent}; make it first")
     for file in (weights_file, card_file):
-        if file.exists() and not arguments.overwrite:
-            raise UserError(f"{file}: exists; name another, or add --overwrite")
+        check_file(file, overwrite=arguments.overwrite)
     weights, config = checkpoint.read_weights(run.path)
     bytes_ = sum(tensor.nbytes for tensor in weights.values())
     if bytes_ > LARGEST:
         raise UserError(f"{run.path}: {bytes_ / 2**20:.1f} MiB of weights, more than 10")
+    _check_can_be_judged(arguments, config)
     checkpoint.save_weights(weights_file, weights, config)
     judged = [str(weights_file), "-n", str(arguments.n), "--seeds", str(arguments.seeds)]
     for sampler in arguments.sampler or []:
         judged += ["--sampler", *sampler]
     evaluate.evaluate(evaluate.parser().parse_args([*judged, "--overwrite"]))
     write_atomic(card_file, card(run, weights_file, config).encode())
+
+
+def _check_can_be_judged(arguments: argparse.Namespace, config: dict[str, Any]) -> None:
+    """Refuse what `scm.evaluate` would, before a file is written."""
+    evaluate.check_counts(arguments)
+    for chosen in arguments.sampler or []:
+        sampler_settings(chosen, config)
+    build.quality(build.stored_dataset(config, arguments.run), torch.device("cpu"))
 
 
 def card(run: RunFolder, weights_file: Path, config: dict[str, Any]) -> str:

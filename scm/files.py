@@ -1,12 +1,13 @@
 """Files that are whole or absent: written beside their place, flushed, then renamed.
 
-Knows nothing of what the bytes mean. What the disk or its permissions refuse is the user's to mend:
-`refusals_named` makes one line of it.
+Knows nothing of what the bytes mean. What the disk, its permissions or the memory refuse is the
+user's to mend: `refusals_named` makes one line of it.
 """
 
 import errno
 import json
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -25,6 +26,7 @@ REMEDIES = {  # what the user can do about an OSError that is not a mistake of t
     errno.EPERM: "change its permissions, or name another place",
     errno.ENOTDIR: "a part of this path is a file; name another place",
     errno.EISDIR: "a folder; name a file",
+    errno.EEXIST: "a file; name a folder",
     errno.ENAMETOOLONG: "choose a shorter name",
     errno.ELOOP: "a link that leads to itself; name another place",
     errno.EMFILE: "raise the limit on open files (ulimit -n)",
@@ -33,7 +35,10 @@ REMEDIES = {  # what the user can do about an OSError that is not a mistake of t
 
 @contextmanager
 def refusals_named() -> Iterator[None]:
-    """Turn an OSError out of `REMEDIES` into a UserError that names file, reason and remedy."""
+    """Turn an OSError out of `REMEDIES` into a UserError that names file, reason and remedy.
+
+    So is a lack of memory, as Python, torch on a CPU and torch on a GPU say it.
+    """
     try:
         yield
     except OSError as error:
@@ -41,6 +46,14 @@ def refusals_named() -> Iterator[None]:
             raise
         where = error.filename or "a file"
         raise UserError(f"{where}: {error.strerror}; {REMEDIES[error.errno]}") from error
+    except (MemoryError, RuntimeError) as error:
+        asked = re.search(r"ried to allocate [\d.]+ \w+", str(error))
+        if not (asked or isinstance(error, MemoryError)):
+            raise
+        raise UserError(
+            f"out of memory{f' (t{asked[0]})' if asked else ''}; use smaller batches, with "
+            "trainer.micro_batch_size for the same result, or a smaller model"
+        ) from error
 
 
 @contextmanager
@@ -74,10 +87,18 @@ def write_atomic(path: Path, data: bytes) -> None:
                 os.close(folder)
 
 
+def expanded(path: str | Path) -> Path:
+    """`path` with its `~` or `~user` as that home; UserError where there is none."""
+    try:
+        return Path(path).expanduser()
+    except RuntimeError:
+        raise UserError(f"{path}: there is no such home folder; write the path out") from None
+
+
 def found(path: str | Path) -> Path:
     """`path` where it exists, else the same within the repository: so `pretrained/` is reached from
     every folder."""
-    path = Path(path).expanduser()
+    path = expanded(path)
     shipped = REPOSITORY / path
     return shipped if not path.exists() and shipped.exists() else path
 

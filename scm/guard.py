@@ -34,6 +34,7 @@ LOGGING = ("hydra.job_logging", "hydra.hydra_logging")
 HANDLERS = ("logging.StreamHandler", "logging.NullHandler")
 STREAMS = ("ext://sys.stdout", "ext://sys.stderr")
 OPTION = re.compile(r"[\w-][\w.-]*")  # of a group: it becomes a part of the run folder's name
+COMPLETION = re.compile(r"(install|uninstall|query)=(bash|fish|zsh)")
 OUTPUTS = "outputs"
 
 
@@ -64,8 +65,11 @@ def check_arguments(arguments: list[str]) -> None:
     parser.error = lambda message: fail(f"{message}; see `python run.py --hydra-help`")  # type: ignore[method-assign]
     if any(argument in ("--version", "-h", "--help") for argument in arguments):
         return
-    if parser.parse_args(arguments).experimental_rerun is not None:
+    given = parser.parse_args(arguments)
+    if given.experimental_rerun is not None:
         fail("--experimental-rerun: refused, it loads a pickle, which may run code; name overrides")
+    if given.shell_completion and not [o for o in given.overrides if COMPLETION.fullmatch(o)]:
+        fail("--shell-completion: what to do? -sc install=bash, or uninstall=, for bash, fish, zsh")
 
 
 def check(config: DictConfig) -> None:

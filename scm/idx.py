@@ -17,9 +17,11 @@ import torch
 from torch import Tensor
 
 from scm.errors import UserError
-from scm.files import REPOSITORY
+from scm.files import REPOSITORY, expanded
 
 log = logging.getLogger(__name__)
+
+PIECE = 2**24  # bytes
 
 
 class IdxSource(TypedDict):
@@ -31,7 +33,7 @@ class IdxSource(TypedDict):
 
 def resolve_root(root: str) -> Path:
     """Return `root` as an absolute path; a relative one counts from the repository's root."""
-    return REPOSITORY / Path(root).expanduser()
+    return REPOSITORY / expanded(root)
 
 
 class IdxFolder:
@@ -119,11 +121,17 @@ class IdxFolder:
         raise self._error(self.root / f"{name}.gz", "is missing")
 
     def _read_raw(self, path: Path, expected: int) -> bytearray:
-        """Return the raw contents, but at most one byte more than expected."""
+        """Return the raw contents, but at most one byte more than expected.
+
+        In pieces: one read of so many bytes would take the memory for them first.
+        """
         open_file = cast(Callable[..., BinaryIO], gzip.open if path.suffix == ".gz" else open)
         try:
+            raw = bytearray()  # writable, as torch.frombuffer wants
             with open_file(path, "rb") as file:
-                return bytearray(file.read(expected + 1))  # writable, as torch.frombuffer wants
+                while piece := file.read(min(PIECE, expected + 1 - len(raw))):
+                    raw += piece
+            return raw
         except (OSError, EOFError, zlib.error) as error:
             raise self._error(path, f"cannot be read ({error})") from error
 

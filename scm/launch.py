@@ -25,7 +25,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from scm import distributed, guard, report, sweep, tags, validate
-from scm.cli import fail
+from scm.cli import fail, interrupted
 from scm.composing import one_line, plain
 from scm.errors import UserError
 from scm.files import refusals_named
@@ -84,14 +84,20 @@ class Sweep(Callback):
             f"hydra.job.config.override_dirname.exclude_keys=[{','.join(map(repr, shared))}]",
         ]
         try:
-            distributed.world().first(lambda: sweep.begin(folder, _sweep_record(config)))
+            with refusals_named():
+                distributed.world().first(lambda: sweep.begin(folder, _sweep_record(config)))
         except UserError as error:
             fail(error)
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
         """Write the report; exit code 1 where a job of the sweep has failed."""
-        world = distributed.world()
-        if world.is_first and not report.report_sweep(Path(config.hydra.sweep.dir)):
+        try:
+            with refusals_named():  # Hydra makes a warning of what a callback raises
+                first = distributed.world().is_first
+                whole = not first or report.report_sweep(Path(config.hydra.sweep.dir))
+        except UserError as error:
+            fail(error)
+        if not whole:
             sys.exit(1)
 
 
@@ -177,12 +183,16 @@ def composition_errors_in_one_line() -> Iterator[None]:
         fail(one_line(error))
     except UserError as error:
         fail(error)
+    except KeyboardInterrupt:
+        interrupted()
 
 
 def check(config: dict[str, Any], folder: RunFolder) -> None:
     """Raise UserError where this configuration, or this folder for it, is impossible."""
     validate.check(config)
     folder.check(config)
+    if config["objective"].get("teacher_recipe"):
+        check(plain(_teacher_config(config)), RunFolder(folder.path / "teacher"))
 
 
 def main(cfg: DictConfig) -> float | None:
@@ -265,11 +275,20 @@ def _built(
 
 
 def _teacher_config(config: dict[str, Any]) -> DictConfig:
-    """The recipe's own config, on this run's seed and machine settings, then its overrides."""
+    """The recipe's own config, on this run's seed and machine settings, then its overrides.
+
+    Raises UserError where it cannot be composed.
+    """
     flat, objective = flatten(config), config["objective"]
     inherited = [f"{key}={'null' if flat[key] is None else flat[key]}" for key in INHERITED]
     recipe = f"experiment={objective['teacher_recipe']}"
-    return compose("config", overrides=[recipe, *inherited, *objective["teacher_overrides"]])
+    try:
+        return compose("config", overrides=[recipe, *inherited, *objective["teacher_overrides"]])
+    except (HydraException, OmegaConfBaseException) as error:
+        raise UserError(
+            f"objective.teacher_recipe={objective['teacher_recipe']} with "
+            f"teacher_overrides={objective['teacher_overrides']}: {one_line(error)}"
+        ) from None
 
 
 def _config_files(cfg: DictConfig, config: dict[str, Any]) -> dict[str, str]:

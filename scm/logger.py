@@ -27,7 +27,7 @@ class Logger:
     def __init__(self, folder: Path, *, step: int, config_text: str) -> None:
         self._jsonl = folder / "metrics.jsonl"
         if self._jsonl.exists():
-            kept = [line for line in _whole_lines(self._jsonl) if json.loads(line)["step"] <= step]
+            kept = [line for line in _whole_lines(self._jsonl) if _is_until(step, line)]
             write_atomic(self._jsonl, "".join(kept).encode())
         self._threads_excepthook = threading.excepthook
         threading.excepthook = self._in_a_thread
@@ -87,4 +87,13 @@ def _add_summary(board: SummaryWriter, proto: Any) -> None:
 
 def _whole_lines(path: Path) -> list[str]:
     """The file's lines without a last one that a kill cut short."""
-    return [line for line in path.read_text().splitlines(keepends=True) if line.endswith("\n")]
+    lines = path.read_text(errors="replace").splitlines(keepends=True)
+    return [line for line in lines if line.endswith("\n")]
+
+
+def _is_until(step: int, line: str) -> bool:
+    try:
+        return json.loads(line)["step"] <= step
+    except (ValueError, KeyError, TypeError):  # a damaged record is not worth a run
+        log.warning("metrics.jsonl: left out, no record: %r", line[:80])
+        return False

@@ -217,6 +217,7 @@ class Discrete(Consistency):
 
     With `Raw` tangents this is the discrete-time loss ||f(x_t, t) - f^-(x_s, s)||^2 (Song et al.
     2023) but for a weight of t: that which makes its gradient the continuous one as N grows.
+    Raises ValueError where an interval has no length.
     """
 
     def __init__(
@@ -226,6 +227,8 @@ class Discrete(Consistency):
         self.grid = schedules.karras_times(
             N, sigma_min=sigma_min, sigma_max=sigma_max, rho=rho, sigma_data=self.sigma_data
         ).flip(0)  # (N + 1,) from 0 upwards
+        if not (self.grid.float().diff() > 0).all():
+            raise ValueError(f"N={N}: times of its grid are equal in float32; lower N or sigma_max")
 
     def times(self, t: Tensor) -> Tensor:
         """The upper ends of the intervals that hold the drawn times."""
@@ -238,12 +241,16 @@ class Discrete(Consistency):
     def tangent_of(
         self, net: nn.Module, draw: Draw, path: Path, r: float
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """A pass at each end of the interval, both with the same dropout masks."""
-        s = self.grid.to(path.t)[self._upper(path.t) - 1]
+        """A pass at each end of the interval, both with the same dropout masks.
+
+        At s = 0, where log(sigma) is infinite, F counts nothing: the net is told another time.
+        """
+        grid = self.grid.to(path.t)
+        s = grid[self._upper(path.t) - 1]
         x_s = trigflow.step(path.x_t, path.dxdt, path.t, s)
         devices = [path.x_t.device] if path.x_t.is_cuda else []
         with torch.random.fork_rng(devices=devices), torch.no_grad():
-            F_s, _ = self.call(net, x_s / self.sigma_data, s, draw.label)
+            F_s, _ = self.call(net, x_s / self.sigma_data, s.clamp_min(grid[1]), draw.label)
         F, w = self.call(net, path.x_t / self.sigma_data, path.t, draw.label)
         with torch.no_grad():
             sd = self.sigma_data

@@ -114,12 +114,13 @@ def warnings(result: Comparison) -> list[str]:
 
 
 def _features(run: Run) -> str | None:
-    return (run.record.get("quality") or {}).get("features_sha256")
+    found = run.record.get("quality", {}).get("features_sha256")
+    return None if found is None else str(found)
 
 
 def html(result: Comparison, asked: dict[str, Any], note: str) -> str:
     """The whole page."""
-    title = asked.get("question") or asked.get("name") or f"{len(result.runs)} runs"
+    title = str(asked.get("question") or asked.get("name") or f"{len(result.runs)} runs")
     done = sum(run.done for run in result.runs)
     intro = f"{done} of {len(result.runs)} runs done, {len(result.settings)} settings."
     parts = [
@@ -127,7 +128,7 @@ def html(result: Comparison, asked: dict[str, Any], note: str) -> str:
         '<meta name="viewport" content="width=device-width,initial-scale=1">',
         f"<title>{escape(title)}</title><style>{STYLE}</style></head><body>",
         f"<h1>{escape(title)}</h1><p>{intro}</p>",
-        f"<pre>{escape(asked['command'])}</pre>" if asked.get("command") else "",
+        f"<pre>{escape(str(asked['command']))}</pre>" if asked.get("command") else "",
         *(f'<p class="bad">{escape(said)}</p>' for said in warnings(result)),
         "<h2>Settings compared</h2>",
         _table(result),
@@ -148,7 +149,7 @@ def _table(result: Comparison) -> str:
     for setting in result.settings:
         cells = "".join(_cell(result.cells[setting.label, tag]) for tag in result.columns)
         rows.append(
-            f"<tr><td>{escape(setting.label)}</td><td>{setting.statuses()}</td>{cells}</tr>"
+            f"<tr><td>{escape(setting.label)}</td><td>{escape(setting.statuses())}</td>{cells}</tr>"
         )
     table = f"<table><thead><tr><th>setting</th><th>runs</th>{heads}</tr></thead><tbody>"
     return f'<div class="scroll">{table}{"".join(rows)}</tbody></table></div>'

@@ -115,20 +115,25 @@ def markdown(result: Comparison, asked: dict[str, Any]) -> str:
     """A row per setting."""
     lines = []
     if asked:
-        lines += [f"# {asked.get('question') or asked.get('name')}", ""]
-        lines += [f"`{asked.get('command')}`", ""]
+        lines += [f"# {_plain(str(asked.get('question') or asked.get('name')))}", ""]
+        lines += [f"    {' '.join(str(asked.get('command')).split())}", ""]
     heads = ["setting", "runs", *(page.head(tag) for tag in result.columns)]
     lines += [f"| {' | '.join(heads)} |", f"|{'---|' * len(heads)}"]
     for setting in result.settings:
         cells = [_cell(result.cells[setting.label, tag]) for tag in result.columns]
-        label = escape(setting.label).replace("|", "\\|")
-        lines.append(f"| {label} | {setting.statuses()} | {' | '.join(cells)} |")
-    lines += ["", NOTE, *page.warnings(result)]
+        label, statuses = (_plain(text) for text in (setting.label, setting.statuses()))
+        lines.append(f"| {label} | {statuses} | {' | '.join(cells)} |")
+    lines += ["", NOTE, *map(_plain, page.warnings(result))]
     failed = [run for run in result.runs if run.failure]
     if failed:
         lines += ["", "Failed:", ""]
-        lines += [f"- `{run.path.name}`: {escape(_last_line(run))}" for run in failed]
+        lines += [f"- {_plain(run.path.name)}: {_plain(_last_line(run))}" for run in failed]
     return "\n".join(lines) + "\n"
+
+
+def _plain(text: str) -> str:
+    """Text of a run's as one cell or line, without HTML."""
+    return escape(" ".join(text.split())).replace("|", "\\|")
 
 
 def _cell(cell: Cell) -> str:

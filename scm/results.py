@@ -45,9 +45,15 @@ def files(paths: list[Path]) -> list[Path]:
 def read(file: Path) -> dict[str, Any]:
     """One result. Raises UserError where the file holds none."""
     try:
+        if file.exists() and not file.is_file():
+            raise ValueError("not a file")
         result = json.loads(file.read_text())
         row(result)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        [flatten(result)[key] for key in SAME]
+    except (
+        *(OSError, ValueError, KeyError, TypeError, AttributeError),
+        *(ArithmeticError, RecursionError),
+    ) as error:
         raise UserError(f"{file}: not a result of scm.evaluate ({error!r})") from None
     return result
 
@@ -62,7 +68,11 @@ def table(results: list[dict[str, Any]]) -> str:
             )
     heads = [name.replace("_", " ") for name in COLUMNS]
     lines = [heads, ["---"] * len(heads), *map(row, results)]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    return "\n".join(f"| {' | '.join(map(_cell, line))} |" for line in lines)
+
+
+def _cell(text: str) -> str:
+    return " ".join(text.split()).replace("|", "\\|")
 
 
 def row(result: dict[str, Any]) -> list[str]:

@@ -22,6 +22,9 @@ except ImportError:  # not POSIX: two processes in one folder are not noticed th
     fcntl = None  # type: ignore[assignment]
 
 
+APPENDED = (".lock", "run.log", "metrics.jsonl")  # opened in place; other files are replaced
+
+
 class Status(StrEnum):
     """How a run stands, as `metrics.json` says it."""
 
@@ -65,8 +68,10 @@ class RunFolder:
         """The contents of metrics.json, {} before it exists."""
         file = self.path / "metrics.json"
         try:
-            return json.loads(file.read_text()) if file.exists() else {}
-        except (ValueError, OSError) as error:
+            found = json.loads(file.read_text()) if file.exists() else {}
+            Status(found.get("status", Status.new))
+            return found
+        except (ValueError, OSError, AttributeError) as error:
             raise UserError(
                 f"{file}: unreadable ({error}); restore it or use a new folder"
             ) from None
@@ -88,14 +93,19 @@ class RunFolder:
             raise NotThisRuns(f"hydra.run.dir={self.path}: a file; name a folder")
         if not self.path.exists():
             return
+        for name in APPENDED:
+            if (self.path / name).is_symlink():
+                raise NotThisRuns(
+                    f"hydra.run.dir={self.path}: {name} is a link, and what it leads to would be "
+                    "written; remove it"
+                )
         if not self._config_file.exists():
             if self._only_prepared():
                 return
             raise NotThisRuns(
                 f"hydra.run.dir={self.path}: holds files but no run; name a new or empty folder"
             )
-        theirs = flatten(yaml.safe_load(self._config_file.read_text()))
-        mine = flatten(config)
+        theirs, mine = flatten(self._config()), flatten(config)
         changed = [k for k in sorted(mine | theirs) if mine.get(k) != theirs.get(k)]
         if changed:
             shown = ", ".join(f"{k}={mine.get(k)} (there: {theirs.get(k)})" for k in changed[:4])
@@ -104,6 +114,15 @@ class RunFolder:
                 f"hydra.run.dir={self.path}: holds a run with another configuration: "
                 f"{shown}{more}; repeat its overrides to go on with it, or name another folder"
             )
+
+    def _config(self) -> dict[str, Any]:
+        try:
+            found = yaml.safe_load(self._config_file.read_text())
+        except (ValueError, OSError, yaml.YAMLError, RecursionError) as error:
+            raise NotThisRuns(
+                f"{self._config_file}: unreadable ({error}); restore it or use a new folder"
+            ) from None
+        return found if isinstance(found, dict) else {}
 
     def _only_prepared(self) -> bool:
         """Whether there is no more than `open` leaves where it is killed before the config."""
@@ -114,17 +133,23 @@ class RunFolder:
         """Make the folder, lock it for this process, and write the composed config files.
 
         Returns the lock: closing it, or ending the process, frees the folder. Raises NotThisRuns
-        where another process works in it.
+        where another process works in it, or has since the folder was checked.
         """
         for folder in (self.path / ".hydra", self.checkpoints, self.samples):
             folder.mkdir(parents=True, exist_ok=True)
-        lock = open(self.path / ".lock", "w")  # noqa: SIM115  (held as long as the run)
+        lock = open(self.path / ".lock", "a")  # noqa: SIM115  (held as long as the run)
         if fcntl is not None:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError:
                 lock.close()
                 raise NotThisRuns(f"{self.path}: another process trains in this folder") from None
+        try:
+            if "config.yaml" in config_files:
+                self.check(yaml.safe_load(config_files["config.yaml"]))
+        except NotThisRuns:
+            lock.close()
+            raise
         for stale in [*self.path.rglob(".*.tmp")]:
             stale.unlink()
         for name, text in config_files.items():

@@ -4,7 +4,6 @@ Reads metrics.json, metrics.jsonl and .hydra; a file that is missing or cut shor
 """
 
 import json
-import math
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -17,8 +16,19 @@ import yaml
 from scm.errors import UserError
 from scm.runfolder import Status, flatten
 
-YAML = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # ten times faster, where it was compiled in
+# safe ones both; the first is ten times faster, where it was compiled in
+YAML = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 UNREADABLE = "unreadable"
+KINDS: dict[str, type | tuple[type, ...]] = {  # of a record's values that are computed with
+    "status": str,
+    "metrics": dict,
+    "quality": dict,
+    "seconds": (int, float),
+    "git_commit": str,
+    "device": str,
+}
+LARGEST = 1e100  # a number beyond is a damaged one
+PNG = b"\x89PNG"
 NOT_SETTINGS = ("seed", "optimized_metric")  # by which runs of one setting may differ
 
 
@@ -45,7 +55,8 @@ class Run:
     @property
     def seed(self) -> Any:
         """The run's seed."""
-        return self.config.get("seed", self.record.get("seed"))
+        seed = self.config.get("seed", self.record.get("seed"))
+        return seed if seed is None or isinstance(seed, int) else str(seed)
 
     @cached_property
     def metrics(self) -> dict[str, float]:
@@ -68,14 +79,14 @@ class Run:
         """metrics.jsonl: finite values by tag, by step."""
         found: dict[int, dict[str, float]] = {}
         try:
-            lines = (self.path / "metrics.jsonl").read_text().splitlines()
+            lines = (self.path / "metrics.jsonl").read_text(errors="replace").splitlines()
         except OSError:
             return found
         for line in lines:
             try:
                 record = json.loads(line)
-                step = record.pop("step")
-            except (ValueError, KeyError, AttributeError):  # cut short
+                step = int(record.pop("step"))
+            except (ValueError, KeyError, TypeError, AttributeError):  # cut short
                 continue
             found.setdefault(step, {}).update({k: v for k, v in record.items() if _is_finite(v)})
         return found
@@ -84,7 +95,8 @@ class Run:
         """The newest sample grid of each sampler, by name."""
         found: dict[str, Path] = {}
         for file in sorted((self.path / "samples").glob("*_????????.png")):
-            found[file.stem.rpartition("_")[0]] = file
+            if _is_picture(file):
+                found[file.stem.rpartition("_")[0]] = file
         return {name: file for name, file in found.items() if name in self.samplers}
 
     @property
@@ -118,8 +130,18 @@ class Setting:
 
 
 def _is_finite(value: Any) -> bool:
+    """Whether it is a number that can be drawn and averaged."""
     number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    return number and math.isfinite(value)
+    return number and -LARGEST < value < LARGEST
+
+
+def _is_picture(file: Path) -> bool:
+    """A page is shown to others: it takes no file by its name alone, or from where a link leads."""
+    try:
+        with file.open("rb") as opened:
+            return not file.is_symlink() and opened.read(len(PNG)) == PNG
+    except OSError:
+        return False
 
 
 def is_run(path: Path) -> bool:
@@ -169,17 +191,22 @@ def read(folder: Path) -> Run:
         command = ""
     return Run(
         path=folder,
-        record=record if isinstance(record, dict) else {"status": UNREADABLE},
+        record=_usable(record) if isinstance(record, dict) else {"status": UNREADABLE},
         config=flatten(_yaml(hydra / "config.yaml") or {}),
         overrides=tuple(map(str, overrides)) if isinstance(overrides, list) else (),
         command=command,
     )
 
 
+def _usable(record: dict[str, Any]) -> dict[str, Any]:
+    """Without values of another kind than a run writes."""
+    return {k: v for k, v in record.items() if isinstance(v, KINDS.get(k, object))}
+
+
 def _yaml(file: Path) -> Any:
     try:
-        return yaml.load(file.read_text(), Loader=YAML)
-    except (OSError, yaml.YAMLError):
+        return yaml.load(file.read_text(), Loader=YAML)  # nosec B506
+    except (OSError, ValueError, yaml.YAMLError, RecursionError):
         return None
 
 

@@ -15,7 +15,7 @@ import torch
 from tqdm import tqdm
 
 from scm import build, pictures, runtime, validate
-from scm.cli import Parser, mistakes_in_one_line
+from scm.cli import Parser, check_count, check_file, mistakes_in_one_line
 from scm.composing import CONF, composed
 from scm.config import Device, Precision
 from scm.data import to_uint8
@@ -24,6 +24,7 @@ from scm.files import write_atomic
 from scm.samplers import Sampler, draw
 
 GRID_IMAGES = 64
+MOST_IMAGES = 1_000_000  # they are all held in memory
 
 
 def parser() -> argparse.ArgumentParser:
@@ -58,6 +59,8 @@ def sampler_settings(chosen: list[str] | None, run: dict[str, Any]) -> tuple[str
     Raises UserError for an unknown sampler or value, or one that does not suit the run's objective.
     """
     if chosen is None:
+        if not run["sampler"]:
+            raise UserError("its config names no sampler; choose one with --sampler NAME")
         name, settings = next(iter(run["sampler"].items()))
     else:
         name, *changes = chosen
@@ -153,14 +156,10 @@ def images(
 def _check(arguments: argparse.Namespace) -> None:
     if not (arguments.out or arguments.grid):
         raise UserError("nothing to write: add --out samples.npz, --grid grid.png, or both")
-    for option in ("n", "batch_size"):
-        if getattr(arguments, option) < 1:
-            raise UserError(f"{option}={getattr(arguments, option)}: must be at least 1")
+    check_count("n", arguments.n, 1, MOST_IMAGES)
+    check_count("batch_size", arguments.batch_size, 1, MOST_IMAGES)
     for path in (arguments.out, arguments.grid):
-        if path and path.exists() and not arguments.overwrite:
-            raise UserError(f"{path}: exists; name another file, or add --overwrite")
-        if path and not path.parent.is_dir():
-            raise UserError(f"{path}: there is no folder {path.parent}; make it first")
+        check_file(path, overwrite=arguments.overwrite)
 
 
 def _write_npz(

@@ -81,7 +81,10 @@ class ConsistencySteps(Sampler):
 
 
 class OdeSampler(Sampler):
-    """Integrates the PF-ODE dx/dt = sigma_data F from the Karras grid's top down to 0."""
+    """Integrates the PF-ODE dx/dt = sigma_data F from the Karras grid's top down to 0.
+
+    Raises ValueError where the grid's times do not fall strictly.
+    """
 
     uses_velocity = True
     follows_start = True
@@ -92,6 +95,10 @@ class OdeSampler(Sampler):
         self.times = schedules.karras_times(
             steps, sigma_min=sigma_min, sigma_max=sigma_max, rho=rho, sigma_data=sigma_data
         ).tolist()
+        if not all(before > after for before, after in pairwise(self.times)):
+            raise ValueError(
+                f"steps={steps}: times of its grid are equal; lower steps or sigma_max"
+            )
         self.steps = steps
         self.sigma_data = sigma_data
 

@@ -7,6 +7,7 @@ import json
 import logging
 import re
 import zipfile
+import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
@@ -15,6 +16,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from hydra.errors import InstantiationException
 from torch import Tensor
 
 from scm import build, checkpoint
@@ -27,6 +29,11 @@ from scm.samplers import Sampler
 log = logging.getLogger(__name__)
 
 IMAGES = 10_000  # per seed, unless asked otherwise
+LARGEST = 2**32  # bytes of samples in a file
+NOT_OURS = (  # what reading a file that is damaged, or of something else, may raise
+    *(OSError, EOFError, zipfile.BadZipFile, zlib.error, RuntimeError, MemoryError),
+    *(KeyError, ValueError, TypeError, AttributeError, InstantiationException),
+)
 TEACHER_IMAGES = 512  # that student and teacher both make from the same noise
 
 
@@ -165,11 +172,13 @@ def teacher_path(path: Path, config: dict[str, Any]) -> Path | None:
 def _of_file(path: Path, n: int | None) -> Subject:
     """The images of an .npz file that `python -m scm.sample` has written."""
     try:
-        with np.load(path, allow_pickle=False) as file:
-            array, settings = file["images"], json.loads(str(file["settings"]))
+        array, settings = _whole_file(path)
         config, sampler, seed = settings["config"], settings["sampler"], settings["seed"]
-        shape = config["data"]["image_shape"]
-    except (OSError, KeyError, ValueError, EOFError, zipfile.BadZipFile) as error:
+        build.check_stored(config)
+        ((name, values),) = sampler.items()
+        calls = build.sampler(values, name, config["data"]["sigma_data"]).calls
+        shape, model = config["data"]["image_shape"], settings["model"]
+    except NOT_OURS as error:
         raise UserError(f"{path}: no samples that `python -m scm.sample` wrote ({error})") from None
     if array.dtype != np.uint8 or array.size != len(array) * int(np.prod(shape)):
         raise UserError(f"{path}: images {array.dtype} {array.shape}, must be uint8 of {shape}")
@@ -177,8 +186,6 @@ def _of_file(path: Path, n: int | None) -> Subject:
         raise UserError(f"-n {n}: {path} holds {len(array)} images")
     n = n or len(array)
     x = torch.from_numpy(array[:n]).reshape(n, *shape)
-    ((name, values),) = sampler.items()
-    calls = build.sampler(values, name, config["data"]["sigma_data"]).calls
     return Subject(
         path=path,
         file=_result_file(path, "", n),
@@ -190,9 +197,20 @@ def _of_file(path: Path, n: int | None) -> Subject:
             "title": name,
             "sampler": sampler,
             "calls": calls,
-            "sampled_model": settings["model"],
+            "sampled_model": model,
         },
     )
+
+
+def _whole_file(path: Path) -> tuple[np.ndarray, dict[str, Any]]:
+    """Images and settings; what would not fit into the memory is not unpacked."""
+    if path.exists() and not path.is_file():
+        raise ValueError("not a file")
+    with zipfile.ZipFile(path) as archive:
+        if sum(entry.file_size for entry in archive.infolist()) > LARGEST:
+            raise ValueError("unpacks to more than 4 GiB")
+    with np.load(path, allow_pickle=False) as file:
+        return np.atleast_1d(file["images"]), json.loads(str(file["settings"]))
 
 
 def _result_file(path: Path, title: str, n: int) -> Path:

@@ -39,7 +39,7 @@ class Record:
 def sweep_name(config_name: str, overrides: Sequence[str]) -> str:
     """The folder of a sweep: its yaml's name, or what it varies and a hash of its overrides."""
     if config_name != "config":
-        return config_name
+        return _plain(config_name)
     keys = "+".join(_split(override)[0].rpartition(".")[2] for override in overrides)
     return f"{_plain(keys)[:LONGEST_SWEEP]}-{_hash(overrides)}"
 

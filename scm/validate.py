@@ -48,6 +48,11 @@ def _all_in(values: list[int], low: int, high: int) -> bool:
     return 0 < len(values) <= 64 and all(low <= value <= high for value in values)
 
 
+def between(low: float, high: float, more: str = "") -> Range:
+    """Numbers in which nothing overflows."""
+    return Range(f"a number in [{low:g}, {high:g}]{more}", lambda v: low <= v <= high)
+
+
 LAST_STEP = 99_999_999  # a checkpoint's name has eight digits
 COUNT = whole(1, LAST_STEP)
 WHOLE = whole(0, LAST_STEP)
@@ -56,8 +61,14 @@ BATCH = whole(1, 2**20)
 POSITIVE = Range("a finite number above 0", lambda v: 0 < v < math.inf)
 AT_LEAST_0 = Range("a finite number of at least 0", lambda v: 0 <= v < math.inf)
 FINITE = Range("a finite number", math.isfinite)
-LOG_SIGMA = Range("a number in [-50, 50], a natural logarithm", lambda v: -50 <= v <= 50)
-FRACTION = Range("a number in [0, 1]", lambda v: 0 <= v <= 1)
+LOG_SIGMA = between(-50, 50, ", a natural logarithm")
+SIGMA = between(1e-9, 1e9)
+RHO = between(0.1, 1000)
+FRACTION = between(0, 1)
+IMAGE_SHAPE = Range(
+    "three whole numbers in 1 ... 16,384",
+    lambda v: isinstance(v, list) and len(v) == 3 and _all_in(v, 1, 2**14),
+)
 JUDGED = Range(
     f"0 (none) or a whole number of at least {tags.SMALLEST}",
     lambda v: v == 0 or v >= tags.SMALLEST,
@@ -67,14 +78,15 @@ BETAS = Range("two numbers in [0, 1)", lambda v: len(v) == 2 and all(0 <= beta <
 
 RANGES = {
     "seed": whole(0, 2**63 - 1),
-    "data.image_shape": wholes(1, 2**14),
+    "data.image_shape": IMAGE_SHAPE,
     "data.num_classes": whole(1, 2**16),
-    "data.train_size": whole(1, 2**32),
-    "data.test_size": whole(512, 2**32),  # what an evaluation looks at
+    "data.train_size": whole(1, 2**32 - 1),  # idx files count no further
+    "data.test_size": whole(512, 2**32 - 1),  # what an evaluation looks at
     "data.sigma_data": POSITIVE,
     "data.sigma_data_tolerance": POSITIVE,
     "data.std": POSITIVE,
     "data.mean": FINITE,
+    "model.image_shape": IMAGE_SHAPE,
     "model.num_classes": whole(0, 2**16),
     "model.width": WIDTH,
     "model.embedding_width": whole(0, 2**14),
@@ -90,21 +102,21 @@ RANGES = {
     "model.time_embedding.scale": POSITIVE,
     "model.time_embedding.max_positions": POSITIVE,
     "objective.P_mean": LOG_SIGMA,
-    "objective.P_std": POSITIVE,
+    "objective.P_std": Range("a number in (0, 50]", lambda v: 0 < v <= 50),
     "objective.dropout": BELOW_1,
     "objective.lr": POSITIVE,
     "objective.tangent_warmup_steps": WHOLE,
-    "objective.N": COUNT,
-    "objective.sigma_min": POSITIVE,
-    "objective.sigma_max": POSITIVE,
-    "objective.rho": POSITIVE,
+    "objective.N": whole(1, 2**20),
+    "objective.sigma_min": SIGMA,
+    "objective.sigma_max": SIGMA,
+    "objective.rho": RHO,
     "objective.tangent.c": AT_LEAST_0,
     "objective.tangent.bound": POSITIVE,
     "weighting.sigma_data": POSITIVE,
     "sampler.*.steps": whole(1, 100_000),
-    "sampler.*.sigma_min": POSITIVE,
-    "sampler.*.sigma_max": POSITIVE,
-    "sampler.*.rho": POSITIVE,
+    "sampler.*.sigma_min": SIGMA,
+    "sampler.*.sigma_max": SIGMA,
+    "sampler.*.rho": RHO,
     "optimizer.lr": POSITIVE,
     "optimizer.eps": POSITIVE,
     "optimizer.weight_decay": AT_LEAST_0,
@@ -132,6 +144,7 @@ RANGES = {
 def check(config: dict[str, Any]) -> None:
     """Raise UserError naming key, value and what is allowed; `config` is resolved and plain."""
     check_values(config)
+    _check_copies(config)
     _check_budget(config)
     _check_compile(config["trainer"])
     _check_weighting(config)
@@ -166,6 +179,23 @@ def _check_range(key: str, value: Any) -> None:
             holds = False
         if not holds:
             raise UserError(f"{key}={value}: must be {allowed.allowed}")
+
+
+COPIES = {  # what other groups take from data
+    "model.image_shape": "data.image_shape",
+    "model.time_embedding.sigma_data": "data.sigma_data",
+    "weighting.sigma_data": "data.sigma_data",
+}
+
+
+def _check_copies(config: dict[str, Any]) -> None:
+    flat = flatten(config)
+    for key, source in COPIES.items():
+        if flat[key] != flat[source]:
+            raise UserError(
+                f"{key}={flat[key]}: {source} is {flat[source]}, and the two must be equal; "
+                f"change {source} alone"
+            )
 
 
 def _check_budget(config: dict[str, Any]) -> None:

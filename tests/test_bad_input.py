@@ -4,6 +4,7 @@ The table runs in this process through the commands' own entry points, a few row
 their own; `make soak` runs every row as a process.
 """
 
+import ctypes
 import gzip
 import logging
 import os
@@ -22,10 +23,25 @@ from hydra._internal.hydra import Hydra
 from hydra.types import RunMode
 from runs import QUICK, TINY, trained
 
+from scm import checkpoint, results
+from scm import diagnose as diagnosing
+from scm import evaluate as evaluating
+from scm import export as exporting
+from scm import report as reporting
 from scm import sample as sampling
 from scm.benchmark import __main__ as benchmarking
+from scm.features import __main__ as learning
 
-MODULES = {"scm.sample": sampling, "scm.benchmark": benchmarking}
+MODULES = {
+    "scm.sample": sampling,
+    "scm.evaluate": evaluating,
+    "scm.results": results,
+    "scm.report": reporting,
+    "scm.diagnose": diagnosing,
+    "scm.export": exporting,
+    "scm.features": learning,
+    "scm.benchmark": benchmarking,
+}
 REPOSITORY = Path(__file__).resolve().parent.parent
 TOY = ("data=bimodal", *TINY["mlp"])
 ONE = ("trainer.budget.steps=1", "trainer.evaluate_every=100")
@@ -45,18 +61,17 @@ class Case:
         return " ".join([self.command, *self.arguments])
 
 
-def run(*arguments, says=()):
-    return Case("run.py", arguments, (says,) if isinstance(says, str) else says)
+def rows_of(command):
+    def row(*arguments, says=()):
+        return Case(command, arguments, (says,) if isinstance(says, str) else says)
+
+    return row
 
 
-def sample(*arguments, says=()):
-    return Case("scm.sample", arguments, (says,) if isinstance(says, str) else says)
-
-
-def benchmark(*arguments, says=()):
-    return Case("scm.benchmark", arguments, (says,) if isinstance(says, str) else says)
-
-
+run, sample, benchmark = map(rows_of, ("run.py", "scm.sample", "scm.benchmark"))
+evaluate, tabulate, report = map(rows_of, ("scm.evaluate", "scm.results", "scm.report"))
+diagnose, export, learn = map(rows_of, ("scm.diagnose", "scm.export", "scm.features"))
+QUICKSTART = "experiment=quickstart_scd"
 OUT = ("--out", "{place}/new.npz")
 CASES = (
     # groups and keys that are not there
@@ -77,6 +92,14 @@ CASES = (
     run("--cfg", "everything", says="everything"),
     run("-cn", "nothing", says="nothing"),
     run("-cd", "{place}/nowhere", says="nowhere"),
+    run("-sc", "foo=bar", says="--shell-completion"),
+    run("~seed", says="seed: taken away by ~seed"),
+    run("~data", says="data"),
+    run("~trainer.batch_size", says="trainer.batch_size"),
+    run("trainer=null", says="trainer=null"),
+    run("hydra/launcher=nothing", says="hydra/launcher/nothing"),
+    run("trainer.batch_size=8\nseed=1", says="trainer.batch_size=8"),
+    run("seed=1\x1b[31m", says="seed=1?[31m"),
     # wrong types
     run("trainer.batch_size=many", says="trainer.batch_size=many"),
     run("trainer.batch_size=1.5", says="1.5"),
@@ -128,6 +151,13 @@ CASES = (
     run("seed=99999999999999999999", says="seed=99999999999999999999: must be"),
     run("data.image_shape=[1,0,28]", says="data.image_shape"),
     run("data.test_size=8", says="data.test_size=8: must be"),
+    run("data.train_size=4294967296", says="data.train_size=4294967296: must be"),
+    run("data.train_size=4294967295", says="47040016 raw bytes instead of 3367254359296"),
+    run("data.image_shape=[1,28]", says="data.image_shape=[1, 28]: must be three"),
+    run("objective.P_std=1e300", says="objective.P_std=1e+300: must be"),
+    run("objective=discrete_ct", "objective.N=1048577", says="objective.N=1048577: must be"),
+    run("objective=diffusion", "sampler.heun.rho=1e-300", says="sampler.heun.rho=1e-300: must be"),
+    run("sampler.one_step.sigma_max=1e300", says="sampler.one_step.sigma_max=1e+300: must be"),
     # combinations that cannot be
     run("sampler=[]", says="sampler: none is chosen"),
     run("sampler=heun", says="sampler=heun: integrates the ODE"),
@@ -139,6 +169,20 @@ CASES = (
     run("data=bimodal", says="images (1, 1, 1): this UNet needs"),
     run(
         "model.num_classes=7", "data.teacher=null", says="model.num_classes=7: mnist has 10 classes"
+    ),
+    run("objective=discrete_ct", "objective.N=1048576", *TOY, says="equal in float32"),
+    run(
+        *("objective=diffusion", *TOY, "sampler.heun.steps=100000", "sampler.heun.rho=0.1"),
+        says="sampler.heun: steps=100000: times of its grid are equal",
+    ),
+    run("model.image_shape=[3,28,28]", says="data.image_shape is [1, 28, 28], and the two must be"),
+    run("weighting.sigma_data=0.4", says="weighting.sigma_data=0.4: data.sigma_data is 0.5"),
+    run("optimized_metric=fid", says="optimized_metric=fid: this run has none"),
+    run(QUICKSTART, "objective.teacher_recipe=nothing", says="objective.teacher_recipe=nothing"),
+    run(QUICKSTART, "objective.teacher_overrides=['foo=1']", says=("teacher_recipe", "foo")),
+    run(
+        *(QUICKSTART, "objective.teacher_overrides=['trainer.batch_size=0']"),
+        says="trainer.batch_size=0: must be",
     ),
     run("trainer.compile=cuda_graphs", "trainer.micro_batch_size=8", says="cuda_graphs"),
     run("trainer.device=mps", says="trainer.device=mps: not on this machine"),
@@ -163,6 +207,13 @@ CASES = (
     run("hydra.run.dir={place}/toy", *QUICK, *TOY, *ONE, "seed=5", says="seed=5 (there: 0)"),
     run("hydra.run.dir={place}/" + "n" * 300, says="File name too long"),
     run("hydra.run.dir=/sys/scm", says="/sys/scm"),
+    run("hydra.run.dir=", says="holds files but no run"),
+    run("objective.init='~nobody-here/x'", says="there is no such home folder"),
+    run("data.root='~nobody-here/x'", says="there is no such home folder"),
+    run("objective=scd", "objective.teacher=/dev/zero", *TOY, says="/dev/zero: not a readable"),
+    run("hydra.run.dir={place}/garbled", *QUICK, *TOY, *ONE, says="config.yaml: unreadable"),
+    run("hydra.run.dir={place}/listed", *QUICK, *TOY, *ONE, says="metrics.json: unreadable"),
+    run("hydra.run.dir={place}/linked", *QUICK, *TOY, *ONE, says="run.log is a link"),
     run("hydra.run.dir={place}/unreadable", *QUICK, *TOY, *ONE, says="metrics.json: unreadable"),
     # idx files
     run("data.root={place}/nowhere", says="train-images-idx3-ubyte.gz is missing"),
@@ -197,11 +248,41 @@ CASES = (
     sample("{place}/toy", *OUT, "--device", "mps", says="mps"),
     sample("{place}/toy", *OUT, "--seed", "x", says="--seed"),
     sample(says="model"),
+    sample("{place}/toy", *OUT, "-n", "10000000000", says="n=10000000000: must be"),
+    sample("~nobody-here/x", *OUT, says="there is no such home folder"),
+    sample("{place}/unnamed.safetensors", *OUT, says="holds no config of this project"),
+    # evaluations, their tables, reports, diagnostics, feature networks, exports
+    evaluate("{place}/nowhere", says="nowhere: no such file or folder"),
+    evaluate("{place}/text.npz", says="text.npz: no samples that `python -m scm.sample` wrote"),
+    evaluate("{place}/zeros.npz", says="zeros.npz: no samples that"),
+    evaluate("{place}/toy", "-n", "9", says="n=9: must be at least 10"),
+    evaluate("{place}/toy", "--seeds", "1000000000", says="seeds=1000000000: must be"),
+    evaluate("{place}/toy", "--out", "{place}/nowhere/x.json", says="no folder"),
+    evaluate(says="models"),
+    tabulate("{place}/text.pt", says="text.pt: not a result of scm.evaluate"),
+    tabulate("/dev/zero", says="/dev/zero: not a result of scm.evaluate"),
+    tabulate("{place}/empty", says="no results there"),
+    tabulate("{place}/half.json", says="half.json: not a result of scm.evaluate"),
+    report("{place}/nowhere", says="no run, and no folder of runs"),
+    report("{place}/toy", "--out", "{place}/text.pt", says="text.pt: File exists; a file"),
+    diagnose("{place}/nowhere", says="nowhere: no such file or folder"),
+    diagnose("{place}/toy", "-n", "1", says="n=1: must be at least 2"),
+    diagnose("{place}/toy", "--teacher", "nowhere", says="nowhere: no such file or folder"),
+    diagnose("{place}/toy", "--out", "{place}/text.pt", says="text.pt: a file"),
+    learn(says="command"),
+    learn("train", "--data", "nothing", "--out", "{place}/new", says="nothing"),
+    learn("train", "--epochs", "0", "--out", "{place}/new", says="epochs=0: must be"),
+    learn("train", "--out", "{place}/nowhere/x", says="there is no folder"),
+    export("{place}/nowhere", "{place}/new", says="the run is new, not done"),
+    export("{place}/toy", "{place}/nowhere/x", says="no folder"),
+    export("{place}/toy", "{place}/new", "-n", "5", says="n=5: must be at least 10"),
+    export("{place}/toy", "{place}/new", "--sampler", "magic", says="--sampler magic: unknown"),
     # benchmarks
     benchmark("--suite", "vibes", says="vibes"),
     benchmark("--batch-sizes", "0", says="must be at least 1"),
     benchmark("--overrides", "trainer.threads=0", says="trainer.threads=0"),
     benchmark("--suite", "sampling", "--compile", says="--compile"),
+    benchmark("--out", "{place}/empty", says="empty: a folder; name a file"),
 )
 
 
@@ -214,7 +295,7 @@ def place(tmp_path_factory):
     for name in ("empty", "mine"):
         (place / name).mkdir()
     (place / "mine" / "thesis.txt").write_text("x")
-    for name in ("text.pt", "text.safetensors"):
+    for name in ("text.pt", "text.safetensors", "text.npz"):
         (place / name).write_text("no such thing")
     torch.save({"weights": torch.ones(2)}, place / "foreign.pt")
     for name in ("damaged", "unreadable"):
@@ -222,6 +303,21 @@ def place(tmp_path_factory):
     for path in (place / "damaged" / "checkpoints").glob("step-*"):
         path.write_bytes(path.read_bytes()[:-100])
     (place / "unreadable" / "metrics.json").write_text("{")
+    for name in ("garbled", "listed", "linked"):
+        shutil.copytree(toy, place / name)
+    (place / "garbled" / ".hydra" / "config.yaml").write_text("a: [")
+    (place / "listed" / "metrics.json").write_text("[]")
+    (place / "linked" / "run.log").symlink_to(place / "text.pt")
+    (place / "half.json").write_text("{}")
+    (place / "zeros.npz").symlink_to("/dev/zero")
+    for name in ("secret.safetensors", "secret.pt"):
+        (place / name).write_text("x")
+    (place / "idx-locked").mkdir()
+    (place / "idx-locked" / "train-images-idx3-ubyte.gz").write_text("x")
+    for name in ("locked", "fixed"):
+        (place / name).mkdir()
+    weights, config = checkpoint.read_weights(toy)
+    checkpoint.save_weights(place / "unnamed.safetensors", weights, {**config, "sampler": "x"})
 
     header = struct.pack(">HBB3I", 0, 8, 3, 10, 28, 28)
     zeros = gzip.compress(bytes(10_000_000))
@@ -235,7 +331,13 @@ def place(tmp_path_factory):
     }.items():
         (place / f"idx-{name}").mkdir()
         (place / f"idx-{name}" / "train-images-idx3-ubyte.gz").write_bytes(data)
-    return place
+    forbidden = ("secret.safetensors", "secret.pt", "idx-locked/train-images-idx3-ubyte.gz")
+    for name in ("locked", *forbidden):
+        (place / name).chmod(0)
+    (place / "fixed").chmod(0o555)
+    yield place
+    for name in ("locked", "fixed"):  # for whoever clears up
+        (place / name).chmod(0o755)
 
 
 def stamps(folder):
@@ -287,6 +389,56 @@ def in_process(case, arguments, monkeypatch):
     finally:
         root.handlers[:], root.level = handlers, level
     return 0
+
+
+CAPABILITIES = 0b110  # of root: to write and to read what the permissions refuse
+
+
+@pytest.fixture
+def unprivileged():
+    """Let permissions count for root too, as long as a test runs."""
+
+    class Header(ctypes.Structure):
+        _fields_ = (("version", ctypes.c_uint32), ("pid", ctypes.c_int))
+
+    class Sets(ctypes.Structure):
+        _fields_ = (("effective", ctypes.c_uint32), ("rest", ctypes.c_uint32 * 5))
+
+    if sys.platform != "linux":
+        pytest.skip("capabilities are Linux's")
+    libc, header, sets = ctypes.CDLL(None), Header(0x20080522, 0), Sets()
+    assert libc.capget(ctypes.byref(header), ctypes.byref(sets)) == 0
+    before = sets.effective
+    sets.effective = before & ~CAPABILITIES
+    assert libc.capset(ctypes.byref(header), ctypes.byref(sets)) == 0
+    yield
+    sets.effective = before
+    assert libc.capset(ctypes.byref(header), ctypes.byref(sets)) == 0
+
+
+REFUSED = (  # of what {place}/locked holds nothing can be seen, and {place}/fixed takes nothing new
+    run("data.root={place}/locked", says="locked"),
+    run("data.root={place}/idx-locked", *IDX, says="cannot be read"),
+    run("objective.init={place}/locked/x", *TOY, says="locked/x: Permission denied; change its"),
+    run("objective.init={place}/secret.safetensors", *TOY, says="secret.safetensors"),
+    run("objective.init={place}/secret.pt", *TOY, says="secret.pt: not a readable checkpoint"),
+    run("hydra.run.dir={place}/fixed/run", *QUICK, *TOY, *ONE, says="Permission denied; change"),
+    run("hydra.run.dir={place}/locked/run", *QUICK, *TOY, *ONE, says="Permission denied; change"),
+    sample("{place}/toy", "--out", "{place}/fixed/x.npz", says="fixed cannot be written"),
+    sample("{place}/locked/x", *OUT, says="locked/x: Permission denied; change its permissions"),
+    sample("{place}/secret.safetensors", *OUT, says="secret.safetensors"),
+    tabulate("{place}/secret.pt", says="Permission denied"),
+    report("{place}/toy", "--out", "{place}/fixed/new", says="Permission denied; change its"),
+)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", REFUSED, ids=str)
+def test_what_permissions_refuse_is_one_line(
+    case, place, unprivileged, untouched, monkeypatch, capsys
+):
+    code = in_process(case, arguments_of(case, place), monkeypatch)
+    check(case, code, capsys.readouterr().err)
 
 
 @pytest.mark.parametrize(

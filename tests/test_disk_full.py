@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from runs import QUICK, TINY, trained
 from tensorboard.summary.writer.record_writer import RecordWriter
 
@@ -118,6 +119,30 @@ def test_only_what_the_disk_refuses_is_the_users(tmp_path):
         files.append_line(tmp_path / "nowhere" / "file", "")
     with pytest.raises(ZeroDivisionError), files.refusals_named():
         1 / 0  # noqa: B018
+    with pytest.raises(RuntimeError, match="size mismatch"), files.refusals_named():
+        raise RuntimeError("size mismatch")
+
+
+def test_a_lack_of_memory_is_one_line():
+    """As torch says it on a CPU and on a GPU, and as Python does."""
+    gpu = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0")
+    for error, said in (
+        (
+            RuntimeError("DefaultCPUAllocator: you tried to allocate 4 bytes. Error"),
+            r" \(.* 4 bytes\)",
+        ),
+        (gpu, r" \(tried to allocate 2.00 GiB\)"),
+        (MemoryError(), ""),
+    ):
+        lacking = pytest.raises(UserError, match=f"out of memory{said}; use smaller batches")
+        with lacking, files.refusals_named():
+            raise error
+
+
+def test_torch_says_it_so():
+    lacking = pytest.raises(UserError, match=r"\(tried to allocate 4611686018427387904 bytes\)")
+    with lacking, files.refusals_named():
+        torch.empty(2**60)
 
 
 NAMESPACES = shutil.which("unshare") and (

@@ -143,8 +143,10 @@ def test_the_exact_consistency_model_is_a_fixed_point_of_distillation():
 def discrete(kind, N, **more):
     return kind(
         N=N,
-        **{"sigma_min": 0.002, "sigma_max": 80.0, "rho": 7.0, "tangent_warmup_steps": H},
-        **{"tangent": tangent.Raw(), **common(weighting.Unit), **more},
+        **{
+            **{"sigma_min": 0.002, "sigma_max": 80.0, "rho": 7.0, "tangent_warmup_steps": H},
+            **{"tangent": tangent.Raw(), **common(weighting.Unit), **more},
+        },
     )
 
 
@@ -200,6 +202,23 @@ def test_drawn_times_become_the_upper_ends_of_their_intervals():
     torch.testing.assert_close(objective.times(inside), grid[1:], rtol=0, atol=0)
     beyond = torch.tensor([0.0, 1.5707]).double()
     torch.testing.assert_close(objective.times(beyond), grid[[1, -1]], rtol=0, atol=0)
+
+
+def test_a_net_that_takes_the_logarithm_of_its_time_is_never_asked_at_0():
+    """The lowest interval begins at s = 0, where f(x, 0) = x whatever the network says."""
+
+    def net(x, t, label=None):
+        return torch.log(t).view(-1, 1, 1, 1) * x, torch.zeros_like(t)
+
+    loss = discrete(objectives.DiscreteCT, 1).loss(net, draw(), 100)
+    assert loss.loss.isfinite().all() and loss.error.isfinite().all()
+
+
+@pytest.mark.parametrize(("N", "sigma_max"), [(2**20, 80.0), (64, 1e9)])
+def test_a_grid_too_fine_for_float32_is_refused(N, sigma_max):
+    """An interval without length would divide by 0."""
+    with pytest.raises(ValueError, match="equal in float32"):
+        discrete(objectives.DiscreteCT, N, sigma_max=sigma_max)
 
 
 @pytest.mark.parametrize("N", [2, 10])

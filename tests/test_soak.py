@@ -22,7 +22,7 @@ from scm.data import IdxImages  # noqa: F401  (imported before anything is count
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 TRAIN, TEST = 600, 512
-MLP = ("data=bimodal", "model=mlp")
+DISTILLED = ["scd", "discrete_cd"]
 
 
 def options(group):
@@ -75,9 +75,15 @@ VALUES = {  # what every run draws of
     "trainer.keep_checkpoints": one_of(1, 3),
 }
 OF_OPTIONS = {  # keys that only some options have
-    ("objective", "sct scd"): {
+    ("objective", "sct scd discrete_ct discrete_cd"): {
         "objective.tangent_warmup_steps": one_of(0, 2, 5000),
-        "objective.jvp": one_of("dual", "split"),
+    },
+    ("objective", "sct scd"): {"objective.jvp": one_of("dual", "split")},
+    ("objective", "discrete_ct discrete_cd"): {
+        "objective.N": one_of(1, 2, 18, 1024),
+        "objective.sigma_min": log_uniform(1e-4, 1),
+        "objective.sigma_max": log_uniform(20, 200),
+        "objective.rho": log_uniform(1, 10),
     },
     ("objective/tangent", "normalize"): {
         "objective.tangent.c": one_of(0, 0.1, 3),
@@ -104,7 +110,7 @@ ELSEWHERE = (  # sizes come with the small models; data as they are; budgets end
     *("model.attention_heads", "model.num_classes", "trainer.budget.*", "trainer.threads"),
     *("data.image_shape", "data.num_classes", "data.train_size", "data.test_size"),
     *("data.sigma_data*", "weighting.sigma_data", "optimizer.lr", "objective.betas"),
-    *("objective.N", "objective.sigma_m*", "objective.rho", "trainer.*quality_images"),
+    *("trainer.*quality_images", "model.image_shape"),
 )
 
 
@@ -112,7 +118,7 @@ def drawn(rng, images, teacher):
     """Overrides of one possible configuration."""
     data = rng.choice(("bimodal", "mnist"))
     model = "mlp" if data == "bimodal" else rng.choice(sorted(TINY))
-    kinds = ["diffusion", "sct"] + ["scd"] * (data == "bimodal")
+    kinds = ["diffusion", "sct", "discrete_ct"] + DISTILLED * (data == "bimodal")
     choice = {
         "data": data,
         "objective": rng.choice(kinds),
@@ -136,7 +142,7 @@ def drawn(rng, images, teacher):
     overrides += ["trainer.budget.steps=3"]
     if data == "mnist":
         overrides += [*images, f"model.num_classes={rng.choice((0, 10))}"]
-    if choice["objective"] == "scd":
+    if choice["objective"] in DISTILLED:
         overrides += [f"objective.teacher={teacher}", "objective.init=null"]
     return [text.replace(" ", "") for text in overrides]
 

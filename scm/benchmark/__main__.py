@@ -12,7 +12,7 @@ from scm.benchmark import report
 from scm.benchmark.cases import FORMS, Workshop
 from scm.benchmark.suites import SUITES, Request
 from scm.benchmark.timing import memory_limit
-from scm.cli import Parser, mistakes_in_one_line
+from scm.cli import Parser, check_file, mistakes_in_one_line
 from scm.composing import CONF
 from scm.config import Compile, Device, Precision
 from scm.errors import UserError
@@ -136,10 +136,7 @@ def _check(arguments: argparse.Namespace) -> None:
             raise UserError(f"{option} {min(values)}: must be at least 1")
     if arguments.compile is not None and arguments.suite != "step":
         raise UserError(f"--compile: not for --suite {arguments.suite}; use --suite step")
-    if arguments.out and not arguments.out.parent.is_dir():
-        raise UserError(
-            f"{arguments.out}: there is no folder {arguments.out.parent}; make it first"
-        )
+    check_file(arguments.out, overwrite=True)
 
 
 if __name__ == "__main__":

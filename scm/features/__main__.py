@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from scm import build, checkpoint, features, rng, runtime, tags
-from scm.cli import Parser, command
+from scm.cli import Parser, check_count, check_file, command
 from scm.composing import composed
 from scm.config import Device
 from scm.data import IdxImages
@@ -24,6 +24,7 @@ log = logging.getLogger(__name__)
 
 NETWORK = {"widths": [24, 48, 64, 96], "features": 64}  # 0.4 M weights: a 1.6 MB file
 EPOCHS = 14
+MOST_EPOCHS = 10_000
 BATCH = 256
 PEAK_LR = 4e-3
 WARMUP = 0.15  # part of the steps over which the rate rises; then half a cosine down to 0
@@ -63,10 +64,8 @@ def make(arguments: argparse.Namespace) -> None:
     """Train what `arguments` (of `parser`) ask for and write it with what is known of it."""
     name, *changes = arguments.data
     out = arguments.out or tags.feature_weights(name)
-    if out.exists() and not arguments.overwrite:
-        raise UserError(f"{out}: exists; name another file, or add --overwrite")
-    if arguments.epochs < 1:
-        raise UserError(f"--epochs {arguments.epochs}: must be at least 1")
+    check_file(out, overwrite=arguments.overwrite)
+    check_count("epochs", arguments.epochs, 1, MOST_EPOCHS)
     runtime.prepare(None)
     device = runtime.find_device(Device[arguments.device])
     config = composed([f"data={name}", *(f"data.{change}" for change in changes)])["data"]
