@@ -118,13 +118,13 @@ def test_hydras_own_part_passes():
 
 def test_optunas_own_samplers_pass():
     """By their configs alone: Optuna itself is an extra."""
-    cfg = composed_with_hydra()
+    cfg = OmegaConf.to_container(composed_with_hydra())
     for name in ("TPE", "Random", "CmaEs", "NSGAII", "MOTPE", "Grid"):
         sampler = {"_target_": f"optuna.samplers.{name}Sampler", "seed": 0}
         sampler |= {"_partial_": True} if name == "Grid" else {}
         optuna = {"sampler": sampler, "storage": None, "custom_search_space": None}
-        with open_dict(cfg):
-            guard.check(OmegaConf.merge(cfg, {"hydra": {"sweeper": optuna}}))
+        cfg["hydra"]["sweeper"] = optuna
+        guard.check(OmegaConf.create(cfg))
 
 
 @pytest.mark.parametrize(
