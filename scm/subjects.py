@@ -16,10 +16,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from hydra.errors import InstantiationException
 from torch import Tensor
 
 from scm import build, checkpoint
+from scm.construct import InstantiationException
 from scm.data import to_uint8
 from scm.errors import UserError
 from scm.files import REPOSITORY, found

@@ -101,7 +101,7 @@ def test_sampler_steps_measures_at_several_numbers_of_calls(setting):
     [
         (["trainer.batch_size=0"], "trainer.batch_size=0: must be a whole number in 1 ..."),
         (["trainer.lr_decay_fraction=1.5"], "trainer.lr_decay_fraction=1.5: must be a number in"),
-        (["objective.P_std=-1"], "objective.P_std=-1.0: must be a finite number above 0"),
+        (["objective.P_std=-1"], r"objective.P_std=-1.0: must be a number in \(0, 50\]"),
         (["objective.dropout=1"], "objective.dropout=1.0: must be a number in"),
         (["objective.P_mean=nan"], "objective.P_mean=nan: must be a number in"),
         (["optimizer.betas=[0.9]"], r"optimizer.betas=\[0.9\]: must be two numbers"),
