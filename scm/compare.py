@@ -23,7 +23,8 @@ class Cell:
     """A metric of a setting."""
 
     interval: Interval | None  # None where no finished run has it
-    best: bool  # the best mean of all settings
+    missing: int  # ended runs without a finite number: failed, or diverged
+    best: bool  # the best mean of all settings that miss none
     p: float | None  # of no difference from the best, by Holm's correction
     paired: bool  # by seed
 
@@ -46,8 +47,8 @@ class Comparison:
 def direction(tag: str) -> int:
     """1 where higher is better, -1 where lower is, 0 where neither."""
     name = tag.rpartition("/")[2]
-    if tag.startswith("eval/"):
-        return -1 if name in ("loss", "error") or name.endswith("_rms") else 0
+    if tag.startswith("eval/"):  # a held-out loss is another function for each objective
+        return -1 if name.endswith("_rms") else 0
     if name == "memorisation" or name not in tags.QUALITY:
         return 0
     return 1 if tags.QUALITY[name].startswith("+") else -1
@@ -56,17 +57,16 @@ def direction(tag: str) -> int:
 def columns(runs: Sequence[Run]) -> tuple[str, ...]:
     """The tags to show: quality of each sampler, else the toy's errors, else the held-out loss.
 
-    Samplers with few network calls come first.
+    Finished runs decide, if there are any: those alone have measured at their end. Samplers with
+    few network calls come first.
     """
-    there = [run.metrics for run in runs if run.metrics]
+    ended = [run for run in runs if run.done] or runs
+    there = [run.metrics for run in ended if run.metrics]
     calls = {tag: n for found in there for tag, n in found.items() if tag.endswith("/calls")}
     names = dict.fromkeys(name for run in runs for name in run.samplers)
     samplers = sorted(names, key=lambda name: calls.get(f"eval/{name}/calls", math.inf))
-    counts = {
-        group: sum(any(tag.startswith(f"{group}/") for tag in found) for found in there)
-        for group in ("final", "quality")
-    }
-    group = max(counts, key=lambda name: counts[name])
+    final = any(tag.startswith("final/") for found in there for tag in found)
+    group = "final" if final else "quality"
     chosen = SHOWN if len(samplers) <= FEW else SHOWN[:1]
     wanted = [f"{group}/{sampler}/{name}" for name in chosen for sampler in samplers]
     shown = [tag for tag in wanted if any(tag in found for found in there)]
@@ -86,8 +86,14 @@ def compared(runs: Sequence[Run]) -> Comparison:
 def _column(groups: Sequence[Setting], tag: str) -> dict[str, Cell]:
     values = {group.label: group.values(tag) for group in groups}
     means = {label: stats.mean(list(found.values())) for label, found in values.items() if found}
-    sign = direction(tag)
-    best = max(means, key=lambda label: sign * means[label]) if sign and len(means) > 1 else None
+    missing = {
+        group.label: sum(run.ended and not (run.done and tag in run.metrics) for run in group.runs)
+        for group in groups
+    }
+    sign, whole = direction(tag), [label for label in means if not missing[label]]
+    best = None
+    if sign and whole and len(means) > 1:
+        best = max(whole, key=lambda label: sign * means[label])
     tests: dict[str, tuple[float, bool]] = {}
     for label in means:
         if best is not None and label != best:
@@ -99,6 +105,7 @@ def _column(groups: Sequence[Setting], tag: str) -> dict[str, Cell]:
     return {
         label: Cell(
             interval=stats.interval(list(found.values())) if found else None,
+            missing=missing[label],
             best=label == best,
             p=adjusted.get(label),
             paired=tests[label][1] if label in tests else False,

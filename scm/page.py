@@ -77,18 +77,20 @@ NAMES = {
 
 
 def head(tag: str) -> str:
-    """`final/one_step/frechet_distance` -> `one_step FD`."""
+    """`final/one_step/frechet_distance` -> `one_step FD`; `quality/...` says that it is early."""
     parts = tag.split("/")
     name = NAMES.get(parts[-1], parts[-1].replace("_", " "))
-    return f"{parts[1]} {name}" if len(parts) > 2 else name
+    early = ", while training" if parts[0] == "quality" else ""
+    return f"{parts[1]} {name}{early}" if len(parts) > 2 else name
 
 
 def number(cell: Cell) -> str:
-    """`3.21 ± 0.12`, a dash where there is nothing."""
+    """`3.21 ± 0.12`, a dash where there is nothing, and how many runs gave no number."""
+    left = f" ({cell.missing} without)" if cell.missing else ""
     if cell.interval is None:
-        return "-"
+        return f"-{left}"
     half = cell.interval.half
-    return f"{cell.interval.mean:.4g}" + (f" ± {half:.2g}" if half is not None else "")
+    return f"{cell.interval.mean:.4g}" + (f" ± {half:.2g}" if half is not None else "") + left
 
 
 def tested(cell: Cell) -> str:
@@ -105,7 +107,9 @@ def warnings(result: Comparison) -> list[str]:
     for what, values in (
         ("commits", {run.record.get("git_commit") for run in result.runs}),
         ("devices", {run.record.get("device") for run in result.runs}),
-        ("feature networks", {_features(run) for run in result.runs}),
+        ("feature networks", {_quality(run, "features_sha256") for run in result.runs}),
+        ("data", {_quality(run, "data_sha256") for run in result.runs}),
+        ("numbers of images at the end", {_quality(run, "final_images") for run in result.runs}),
     ):
         several = sorted(str(value) for value in values - {None})
         if len(several) > 1:
@@ -113,8 +117,9 @@ def warnings(result: Comparison) -> list[str]:
     return said
 
 
-def _features(run: Run) -> str | None:
-    found = run.record.get("quality", {}).get("features_sha256")
+def _quality(run: Run, key: str) -> str | None:
+    """What the run's quality was measured with."""
+    found = run.record.get("quality", {}).get(key)
     return None if found is None else str(found)
 
 

@@ -102,8 +102,10 @@ class Quality:
         return reference
 
     def floor(self, n: int) -> dict[str, float]:
-        """What n training images (all, if there are fewer) give: no model of finite n beats it by
-        more than luck. Their nearest training images are sought without themselves."""
+        """What n training images (all, if there are fewer) give: one draw of them.
+
+        Their nearest training images are sought without themselves.
+        """
         n = min(n, len(self.train))
         file = self._file(f"floor-{n}", ".json")
         if file.exists():

@@ -26,7 +26,9 @@ log = logging.getLogger(__name__)
 NOTE = (
     "Mean ± half the 95 % t interval over the seeds of finished runs. **Bold**: the best mean. "
     "p: of no difference from it (t test, paired by seed where the seeds are the same, else "
-    "Welch's; Holm's correction within the column); ≈: p >= 0.05, not told apart."
+    "Welch's; Holm's correction within the column, which does not answer for the best having been "
+    "chosen by looking); ≈: p >= 0.05, not told apart. (n without): n ended runs gave no finite "
+    "number, and the mean is of the others; such a setting is never the best."
 )
 FACTS = ("status", "objective", "steps", "images_seen", "seconds", "images_per_second")
 MORE_FACTS = ("parameters", "precision", "device", "git_commit")
@@ -36,14 +38,15 @@ def main(argv: list[str] | None = None) -> None:
     """Write the three files; a user's mistake is one line and exit code 2."""
     p = Parser(prog="python -m scm.report", description=main.__doc__)
     p.add_argument("folders", nargs="+", type=Path, help="of a sweep, or of runs")
-    p.add_argument("--out", type=Path, help="folder to write into (default: the sweep's, or .)")
+    p.add_argument("--out", type=Path, help="folder to write into (default: the one given)")
     command(p, _report, argv)
 
 
 def _report(arguments: argparse.Namespace) -> None:
     folders: list[Path] = arguments.folders
-    own = folders[0] if len(folders) == 1 and (folders[0] / sweep.SWEEP_FILE).exists() else Path()
-    write(folders, arguments.out or own)
+    if arguments.out is None and len(folders) > 1:
+        raise UserError("several folders: name one for the report with --out FOLDER")
+    write(folders, arguments.out or folders[0])
 
 
 def write(folders: list[Path], out: Path) -> Comparison:

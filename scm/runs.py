@@ -53,6 +53,11 @@ class Run:
         return self.status == Status.done
 
     @property
+    def ended(self) -> bool:
+        """Whether it will give no more numbers: done or failed."""
+        return self.status in (Status.done, Status.failed)
+
+    @property
     def seed(self) -> Any:
         """The run's seed."""
         seed = self.config.get("seed", self.record.get("seed"))

@@ -9,7 +9,7 @@ import pytest
 import yaml
 from runs import QUICK, TINY, built_of, small_quality, swept, trained_of
 
-from scm import board, build, compare, report, runs, svg
+from scm import board, build, compare, page, report, runs, svg
 from scm.errors import UserError
 
 CONFIG = {
@@ -61,8 +61,8 @@ def test_settings_are_runs_that_differ_by_seed_alone(folder):
 
 def test_the_best_is_marked_by_the_metrics_direction_and_tested_by_seed(folder):
     result = compare.compared(runs.found([folder]))
-    assert compare.direction("final/x/recall") == 1 and compare.direction("eval/loss") == -1
-    assert compare.direction("final/x/memorisation") == 0
+    assert compare.direction("final/x/recall") == 1 and compare.direction("final/x/kid") == -1
+    assert compare.direction("final/x/memorisation") == compare.direction("eval/loss") == 0
     for tag in result.columns:  # unit has the lower distances, and 1 / distance as its recall
         best, other = (result.cells[f"weighting={w}", tag] for w in ("unit", "no_prior"))
         assert best.best and not other.best and best.p is None
@@ -137,6 +137,8 @@ def test_running_failed_and_broken_runs_are_shown_and_not_counted(folder):
     result = report.write([folder], folder)
     cell = result.cells["weighting=unit", "final/one_step/frechet_distance"]
     assert cell.interval.mean == 11.5 and cell.interval.n == 2
+    assert cell.missing == 1 and not cell.best  # the failed one: the others may be the lucky ones
+    assert result.cells["weighting=no_prior", "final/one_step/frechet_distance"].best
     text = (folder / "summary.md").read_text()
     assert "1 unreadable, 2 done, 1 running, 1 failed" in text and "ValueError: b" in text
     assert not report.report_sweep(folder)
@@ -190,12 +192,55 @@ def test_the_page_stands_alone_and_escapes_every_name(folder):
     assert code and all(line.startswith("    ") for line in code)
 
 
+def test_runs_that_are_not_done_do_not_choose_the_columns(folder):
+    for seed in range(3, 12):
+        path = a_run(folder, f"weighting=unit,seed={seed}", seed, 5, status="stopped")
+        record = json.loads((path / "metrics.json").read_text())
+        record["metrics"] = {"quality/one_step/frechet_distance": 5.0}
+        (path / "metrics.json").write_text(json.dumps(record))
+    result = compare.compared(runs.found([folder]))
+    assert result.columns[0] == "final/one_step/frechet_distance"
+    assert page.head("quality/one_step/frechet_distance") == "one_step FD, while training"
+
+
+def test_a_finished_run_without_a_finite_number_is_counted_and_never_crowned(folder):
+    for seed in (1, 2):
+        path = folder / f"weighting=unit,seed={seed}" / "metrics.json"
+        record = json.loads(path.read_text())
+        record["metrics"]["final/one_step/frechet_distance"] = None  # as JSON has what diverged
+        path.write_text(json.dumps(record))
+    result = report.write([folder], folder)
+    assert result.cells["weighting=no_prior", "final/one_step/frechet_distance"].best
+    assert "10 (2 without)" in (folder / "summary.md").read_text()
+    assert "(2 without)" in (folder / "report.html").read_text()
+
+
+@pytest.mark.parametrize(
+    "what, word", [("data_sha256", "data"), ("final_images", "numbers of images at the end")]
+)
+def test_what_makes_distances_incomparable_is_named(folder, what, word):
+    a_run(folder, "weighting=inv_sigma,seed=0", 0, 12, quality={what: "b"})
+    a_run(folder, "weighting=inv_sigma,seed=1", 1, 12, quality={what: "a"})
+    report.main([str(folder)])
+    said = f"These runs are of different {word}: a, b."
+    assert said in (folder / "summary.md").read_text()
+
+
 def test_different_commits_are_named(folder):
     a_run(folder, "weighting=inv_sigma,seed=0", 0, 12, git_commit="def")
     report.main([str(folder), "--out", str(folder / "out")])
     said = "These runs are of different commits: abc, def."
     assert said in (folder / "out" / "summary.md").read_text()
     assert said in (folder / "out" / "report.html").read_text()
+
+
+def test_several_folders_want_a_place_for_their_report(folder, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    before = sorted(tmp_path.rglob("*"))
+    with pytest.raises(SystemExit) as ended:
+        report.main([str(path) for path in sorted(folder.glob("weighting=*"))])
+    assert ended.value.code == 2 and "--out FOLDER" in capsys.readouterr().err
+    assert sorted(tmp_path.rglob("*")) == before
 
 
 def test_many_runs_make_a_small_page(tmp_path):
