@@ -26,7 +26,7 @@ from scm.svg import Series
 LINES = 12  # settings in a chart
 GRIDS = 12  # settings whose samples are shown
 LARGEST = 400_000  # bytes of a picture
-STYLE = """
+COLOURS = """
 :root{--bg:#fff;--ink:#1c2127;--soft:#5c6670;--edge:#dfe3e8;--card:#f6f7f9;
 --best:#0a6b3d;--bad:#b3261e;--c0:#1668c7;--c1:#d1600a;--c2:#2b8a3e;--c3:#8a3ffc;--c4:#c2255c;--c5:#0b8a8f;--c6:#8a6d00;
 --c7:#5c6670}
@@ -35,6 +35,14 @@ STYLE = """
 --card:#1d2228;--best:#5fd394;--bad:#ff8a80;
 --c0:#6cb2ff;--c1:#ff9f52;--c2:#69db7c;--c3:#c0a0ff;
 --c4:#ff85ab;--c5:#4fd6dc;--c6:#e6c84a;--c7:#aab4bf}}
+"""
+CHARTS = """
+.end{text-anchor:end}.middle{text-anchor:middle}.grid{stroke:var(--edge);stroke-width:1;fill:none}
+.line{fill:none;stroke-width:2;stroke-linejoin:round}.band{opacity:.16}
+"""
+STYLE = (
+    f"{COLOURS}{CHARTS}"
+    + """
 *{box-sizing:border-box}
 body{margin:0 auto;max-width:1240px;padding:24px 16px 64px;background:var(--bg);color:var(--ink);
 font:16px/1.5 system-ui,-apple-system,"Segoe UI",Roboto,sans-serif}
@@ -54,8 +62,6 @@ td .soft{display:block;font-size:.78rem}
 figure{margin:0;padding:12px;background:var(--card);border:1px solid var(--edge);border-radius:8px}
 figcaption{font-weight:600;font-size:.92rem;margin-bottom:6px;overflow-wrap:anywhere}
 svg{width:100%;height:auto;display:block}svg text{fill:var(--soft);font:12px system-ui,sans-serif}
-.end{text-anchor:end}.middle{text-anchor:middle}.grid{stroke:var(--edge);stroke-width:1;fill:none}
-.line{fill:none;stroke-width:2;stroke-linejoin:round}.band{opacity:.16}
 .legend{display:flex;flex-wrap:wrap;gap:4px 18px;margin:0 0 12px;padding:0;list-style:none;
 font-size:.9rem}
 .legend i{display:inline-block;width:18px;height:0;border-top:3px solid;vertical-align:middle;
@@ -68,6 +74,8 @@ details{border-bottom:1px solid var(--edge);padding:8px 0}
 summary{cursor:pointer;overflow-wrap:anywhere}
 @media(max-width:500px){svg text{font-size:16px}th,td{padding:6px 8px}}
 """
+)
+TANGENT_NORM = "tangent norm (RMS of g)"
 NAMES = {
     "frechet_distance": "FD",
     "frechet_distance_train": "FD to training images",
@@ -166,7 +174,7 @@ def _cell(cell: Cell) -> str:
     return f'<td class="n{" best" if cell.best else ""}">{number(cell)}{test}</td>'
 
 
-def _shown(result: Comparison) -> list[Setting]:
+def settings_shown(result: Comparison) -> list[Setting]:
     """The settings that fit into a chart: those with the best mean of the first column first."""
     if len(result.settings) <= LINES:
         return list(result.settings)
@@ -181,8 +189,8 @@ def _shown(result: Comparison) -> list[Setting]:
 
 
 def _charts(result: Comparison) -> str:
-    shown = _shown(result)
-    metrics = _curve_tags(result)
+    shown = settings_shown(result)
+    metrics = curve_tags(result)
     figures = []
     for tag in metrics:
         ways: list[tuple[str, Where]] = [("images seen", over_images)]
@@ -191,14 +199,14 @@ def _charts(result: Comparison) -> str:
             lines = [curve(s, colour, tag, where) for colour, s in enumerate(shown)]
             figures.append(_figure(head(tag), lines, xlabel, log_y=True))
     tangents = [curve(s, colour, "tangent/rms", over_images) for colour, s in enumerate(shown)]
-    figures.append(_figure("tangent norm (RMS of g)", tangents, "images seen", log_y=True))
+    figures.append(_figure(TANGENT_NORM, tangents, "images seen", log_y=True))
     return _section("Over training", result, figures)
 
 
 def _calls(result: Comparison) -> str:
     lines = [
         line
-        for colour, setting in enumerate(_shown(result))
+        for colour, setting in enumerate(settings_shown(result))
         for line in over_calls(setting, colour, result.columns)
     ]
     if not any(len(line.x) > 1 for line in lines):
@@ -210,7 +218,7 @@ def _calls(result: Comparison) -> str:
 
 def _section(title: str, result: Comparison, figures: Sequence[str]) -> str:
     """Charts under one legend; empty where there is none."""
-    shown, drawn = _shown(result), "".join(figures)
+    shown, drawn = settings_shown(result), "".join(figures)
     if not drawn:
         return ""
     left = len(result.settings) - len(shown)
@@ -223,7 +231,7 @@ def _section(title: str, result: Comparison, figures: Sequence[str]) -> str:
     )
 
 
-def _curve_tags(result: Comparison) -> list[str]:
+def curve_tags(result: Comparison) -> list[str]:
     """What is measured during training of what the table shows."""
     wanted = [tag.replace("final/", "quality/") for tag in result.columns]
     chosen = [tag for tag in wanted if tag.endswith((tags.HEADLINE, "_rms"))] or [tags.LOSS]
@@ -246,7 +254,7 @@ def _legend(shown: Sequence[Setting]) -> str:
 
 def _samples(result: Comparison) -> str:
     figures = []
-    for setting in _shown(result)[:GRIDS]:
+    for setting in settings_shown(result)[:GRIDS]:
         run = next((run for run in setting.runs if run.pictures()), None)
         for name, file in run.pictures().items() if run else ():
             if file.stat().st_size <= LARGEST:

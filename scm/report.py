@@ -1,7 +1,8 @@
 """Compare runs: `python -m scm.report SWEEP_OR_RUNS... [--out FOLDER]`.
 
 Writes summary.csv (a row per run, all metrics), summary.md (a row per setting, means and 95 %
-intervals over seeds) and report.html, one page that needs nothing else. Reads the runs' own files
+intervals over seeds), summary.svg (quality and tangent norm over training) and report.html, one
+page that needs nothing else. Reads the runs' own files
 only, so it may be called while they are running.
 """
 
@@ -13,7 +14,7 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from scm import board, page, sweep
+from scm import board, page, sheet, sweep
 from scm.cli import Parser, command
 from scm.compare import Cell, Comparison, compared
 from scm.errors import UserError
@@ -35,7 +36,7 @@ MORE_FACTS = ("parameters", "precision", "device", "git_commit")
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Write the three files; a user's mistake is one line and exit code 2."""
+    """Write the four files; a user's mistake is one line and exit code 2."""
     p = Parser(prog="python -m scm.report", description=main.__doc__)
     p.add_argument("folders", nargs="+", type=Path, help="of a sweep, or of runs")
     p.add_argument("--out", type=Path, help="folder to write into (default: the one given)")
@@ -50,12 +51,13 @@ def _report(arguments: argparse.Namespace) -> None:
 
 
 def write(folders: list[Path], out: Path) -> Comparison:
-    """Write summary.csv, summary.md and report.html into `out`."""
+    """Write summary.csv, summary.md, summary.svg and report.html into `out`."""
     asked = sweep.read(folders[0]) if len(folders) == 1 else {}
     result = compared(found(folders))
     out.mkdir(parents=True, exist_ok=True)
     write_atomic(out / "summary.csv", csv_table(result).encode())
     write_atomic(out / "summary.md", markdown(result, asked).encode())
+    write_atomic(out / "summary.svg", sheet.sheet(result).encode())
     write_atomic(out / "report.html", page.html(result, asked, NOTE).encode())
     log.info("compared: %s", out / "report.html")
     return result

@@ -122,16 +122,20 @@ def _frame(across: Axis, up: Axis, xlabel: str) -> list[str]:
     return parts
 
 
+def dashes(colour: int) -> str:
+    """The attribute that tells a second line of one colour from the first."""
+    return ' stroke-dasharray="6 4"' if colour >= COLOURS else ""
+
+
 def _line(line: Series, across: Axis, up: Axis) -> list[str]:
     colour = f"var(--c{line.colour % COLOURS})"
     x = [across(value) for value in line.x]
     upper = [f"{a:.1f} {up(b):.1f}" for a, b in zip(x, line.high, strict=True)]
     lower = [f"{a:.1f} {up(b):.1f}" for a, b in zip(x, line.low, strict=True)]
     middle = [f"{a:.1f} {up(b):.1f}" for a, b in zip(x, line.y, strict=True)]
-    dashes = ' stroke-dasharray="6 4"' if line.colour >= COLOURS else ""
     parts = [
         f'<path class="band" fill="{colour}" d="M{"L".join([*upper, *reversed(lower)])}Z"/>',
-        f'<path class="line" stroke="{colour}"{dashes} d="M{"L".join(middle)}">'
+        f'<path class="line" stroke="{colour}"{dashes(line.colour)} d="M{"L".join(middle)}">'
         f"<title>{escape(line.label)}</title></path>",
     ]
     if line.marks or len(x) == 1:

@@ -34,6 +34,7 @@ LAYERS = (
         "scm.runs",
         "scm.compare",
         "scm.page",
+        "scm.sheet",
     ),
     ("scm.dual", "scm.nets"),
     (

@@ -3,6 +3,7 @@
 import csv
 import json
 import re
+import xml.etree.ElementTree as ElementTree
 from html.parser import HTMLParser
 
 import pytest
@@ -190,6 +191,17 @@ def test_the_page_stands_alone_and_escapes_every_name(folder):
     lines = (folder / "summary.md").read_text().splitlines()
     code = [line for line in lines if evil in line]  # indented by four: as it stands, not as HTML
     assert code and all(line.startswith("    ") for line in code)
+
+
+def test_the_picture_stands_alone_with_every_setting_and_both_charts(folder):
+    a_run(folder, "weighting=<b>&,seed=0", 0, 15)
+    report.main([str(folder)])
+    text = (folder / "summary.svg").read_text()
+    root = ElementTree.fromstring(text)  # well-formed, whatever the names
+    words = [node.text for node in root.iter("{http://www.w3.org/2000/svg}text")]
+    assert {"weighting=unit", "weighting=no_prior", "weighting=<b>&"} <= set(words)
+    assert {"one_step FD, while training", "tangent norm (RMS of g)"} <= set(words)
+    assert text.count("<svg") == 3 and "--c0" in text and "href" not in text
 
 
 def test_runs_that_are_not_done_do_not_choose_the_columns(folder):
