@@ -129,6 +129,7 @@ def markdown(result: Comparison, asked: dict[str, Any]) -> str:
         label, statuses = (_plain(text) for text in (setting.label, setting.statuses()))
         lines.append(f"| {label} | {statuses} | {' | '.join(cells)} |")
     lines += ["", NOTE, *map(_plain, page.warnings(result))]
+    lines += ["", "![quality and tangent norm over the images seen](summary.svg)"]
     failed = [run for run in result.runs if run.failure]
     if failed:
         lines += ["", "Failed:", ""]

@@ -201,6 +201,7 @@ def test_the_picture_stands_alone_with_every_setting_and_both_charts(folder):
     words = [node.text for node in root.iter("{http://www.w3.org/2000/svg}text")]
     assert {"weighting=unit", "weighting=no_prior", "weighting=<b>&"} <= set(words)
     assert {"one_step FD, while training", "tangent norm (RMS of g)"} <= set(words)
+    assert "](summary.svg)" in (folder / "summary.md").read_text()
     assert text.count("<svg") == 3 and "--c0" in text and "href" not in text
 
 
