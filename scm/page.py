@@ -98,7 +98,14 @@ def number(cell: Cell) -> str:
     if cell.interval is None:
         return f"-{left}"
     half = cell.interval.half
-    return f"{cell.interval.mean:.4g}" + (f" ± {half:.2g}" if half is not None else "") + left
+    spread = "" if half is None else f" ± {_significant(half, 2)}"
+    return f"{_significant(cell.interval.mean, 4)}{spread}{left}"
+
+
+def _significant(value: float, digits: int) -> str:
+    """So many significant digits, without an exponent where the number is readable without."""
+    text = f"{value:.{digits}g}"
+    return f"{float(text):.0f}" if 1 <= abs(value) < 1e7 and "e" in text else text
 
 
 def tested(cell: Cell) -> str:

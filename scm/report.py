@@ -139,7 +139,7 @@ def markdown(result: Comparison, asked: dict[str, Any]) -> str:
 
 def _plain(text: str) -> str:
     """Text of a run's as one cell or line, without HTML."""
-    return escape(" ".join(text.split())).replace("|", "\\|")
+    return escape(" ".join(text.split()), quote=False).replace("|", "\\|")
 
 
 def _cell(cell: Cell) -> str:

@@ -10,7 +10,7 @@ import pytest
 import yaml
 from runs import QUICK, TINY, built_of, small_quality, swept, trained_of
 
-from scm import board, build, compare, page, report, runs, svg
+from scm import board, build, compare, page, report, runs, stats, svg
 from scm.errors import UserError
 
 CONFIG = {
@@ -203,6 +203,15 @@ def test_the_picture_stands_alone_with_every_setting_and_both_charts(folder):
     assert {"one_step FD, while training", "tangent norm (RMS of g)"} <= set(words)
     assert "](summary.svg)" in (folder / "summary.md").read_text()
     assert text.count("<svg") == 3 and "--c0" in text and "href" not in text
+
+
+def test_numbers_are_readable_and_keep_their_digits():
+    def cell(mean, half):
+        return compare.Cell(stats.Interval(mean, half, 3), 0, False, None, False)
+
+    assert page.number(cell(74.623, 151.0)) == "74.62 ± 150"
+    assert page.number(cell(123456.0, 0.0123)) == "123500 ± 0.012"
+    assert page.number(cell(0.00001234, 2e-7)) == "1.234e-05 ± 2e-07"
 
 
 def test_runs_that_are_not_done_do_not_choose_the_columns(folder):
