@@ -72,6 +72,7 @@ run, sample, benchmark = map(rows_of, ("run.py", "scm.sample", "scm.benchmark"))
 evaluate, tabulate, report = map(rows_of, ("scm.evaluate", "scm.results", "scm.report"))
 diagnose, export, learn = map(rows_of, ("scm.diagnose", "scm.export", "scm.features"))
 QUICKSTART = "experiment=quickstart_scd"
+TOY_RUN, ONE_STEP = "{place}/toy", ("--sampler", "one_step")
 OUT = ("--out", "{place}/new.npz")
 CASES = (
     # groups and keys that are not there
@@ -257,7 +258,7 @@ CASES = (
     evaluate("{place}/zeros.npz", says="zeros.npz: no samples that"),
     evaluate("{place}/toy", "-n", "9", says="n=9: must be at least 10"),
     evaluate("{place}/toy", "--seeds", "1000000000", says="seeds=1000000000: must be"),
-    evaluate("{place}/toy", "--out", "{place}/nowhere/x.json", says="no folder"),
+    evaluate(TOY_RUN, *ONE_STEP, "--out", "{place}/nowhere/x.json", says="there is no folder"),
     evaluate(says="models"),
     tabulate("{place}/text.pt", says="text.pt: not a result of scm.evaluate"),
     tabulate("/dev/zero", says="/dev/zero: not a result of scm.evaluate"),

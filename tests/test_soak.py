@@ -13,12 +13,14 @@ import threading
 from fnmatch import fnmatchcase
 from pathlib import Path
 
+import numpy as np
 import pytest
 from runs import QUICK, TINY, trained
 
-from scm import launch, validate
+from scm import launch, pictures, validate
 from scm.composing import CONF
 from scm.data import IdxImages  # noqa: F401  (imported before anything is counted)
+from scm.toy import Toy
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 TRAIN, TEST = 600, 512
@@ -170,13 +172,22 @@ def teacher(tmp_path_factory):
     return path
 
 
-def random_runs(count, seed, images, teacher, tmp_path):
+def one_run(path, overrides, monkeypatch, *, drawing):
+    """Train; without drawing, which is most of so short a run's time and looks at few settings."""
+    with monkeypatch.context() as patched:
+        if not drawing:
+            patched.setattr(Toy, "pictures", lambda *_: {})
+            patched.setattr(pictures, "_render", lambda _: np.zeros((2, 2, 3), np.uint8))
+        return trained(path, *overrides, teacher=teacher_of(overrides))
+
+
+def random_runs(count, seed, images, teacher, tmp_path, monkeypatch):
     """Train so many; a failure names its overrides, with which it can be repeated."""
     rng, failed, diverged = random.Random(seed), [], 0
     for number in range(count):
-        overrides = drawn(rng, images, teacher)
+        overrides, path = drawn(rng, images, teacher), tmp_path / str(number)
         try:
-            metrics = trained(tmp_path / str(number), *overrides, teacher=teacher_of(overrides))
+            metrics = one_run(path, overrides, monkeypatch, drawing=number % 10 == 0)
             assert metrics["status"] == "done" and metrics["steps"] == 3
         except Exception as error:
             if type(error).__name__ == "Diverged":  # an extreme draw may, and says so
@@ -207,13 +218,13 @@ def test_the_draws_cover_the_schema():
 
 
 @pytest.mark.slow
-def test_random_configurations_train(images, teacher, tmp_path):
-    random_runs(6, 0, images, teacher, tmp_path)
+def test_random_configurations_train(images, teacher, tmp_path, monkeypatch):
+    random_runs(6, 0, images, teacher, tmp_path, monkeypatch)
 
 
 @pytest.mark.soak
-def test_300_random_configurations_train(images, teacher, tmp_path):
-    random_runs(300, 1, images, teacher, tmp_path)
+def test_300_random_configurations_train(images, teacher, tmp_path, monkeypatch):
+    random_runs(300, 1, images, teacher, tmp_path, monkeypatch)
 
 
 # ---------------------------------------------------------------- many runs in one process

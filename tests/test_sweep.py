@@ -1,5 +1,6 @@
 """Names of folders, what a sweep remembers, and sweeps through the real command line."""
 
+import errno
 import json
 import os
 import signal
@@ -13,6 +14,7 @@ import yaml
 from hydra import initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from hydra.types import RunMode
+from omegaconf import OmegaConf
 from runs import QUICK, TINY
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugins.hparams import metadata
@@ -30,6 +32,7 @@ def test_names_are_short_readable_and_of_the_overrides_alone():
     assert sweep.job_name(["weighting=unit", "seed=0"]) == "weighting=unit,seed=0"
     assert sweep.job_name(["model/time_embedding=fourier"]) == "model.time_embedding=fourier"
     assert sweep.sweep_name("weighting", ["seed=0,1"]) == "weighting"
+    assert "/" not in sweep.sweep_name("../../elsewhere/x", [])
     adhoc = sweep.sweep_name("config", ["weighting=unit,no_prior", "seed=0,1"])
     assert adhoc.startswith("weighting+seed-") and adhoc != sweep.sweep_name("config", ["seed=0,1"])
 
@@ -96,6 +99,20 @@ def test_a_failure_before_the_run_began_stands_in_its_folder(tmp_path):
     metrics = folder.metrics()
     assert metrics["status"] == "failed" and metrics["traceback"] == "Traceback ..."
     folder.check({"seed": 0})  # so that it can be tried again
+
+
+def test_a_report_that_the_disk_refuses_is_one_line(monkeypatch, capsys):
+    """Hydra itself would make a warning of it, and end the sweep with exit code 0."""
+
+    def full(folder):
+        raise OSError(errno.ENOSPC, "No space left on device", str(folder / "summary.csv"))
+
+    monkeypatch.setattr(launch.report, "report_sweep", full)
+    with pytest.raises(SystemExit) as ended:
+        config = OmegaConf.create({"hydra": {"sweep": {"dir": "swept"}}})
+        launch.Sweep(retry_failed=False).on_multirun_end(config)
+    said = "error: swept/summary.csv: No space left on device; free some space"
+    assert ended.value.code == 2 and capsys.readouterr().err.startswith(said)
 
 
 def command(*arguments):
