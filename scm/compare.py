@@ -41,16 +41,6 @@ class Comparison:
     cells: dict[tuple[str, str], Cell]  # by label and tag
 
 
-def direction(tag: str) -> int:
-    """1 where higher is better, -1 where lower is, 0 where neither."""
-    name = tag.rpartition("/")[2]
-    if tag.startswith("eval/"):
-        return -1 if name in ("loss", "error") or name.endswith("_rms") else 0
-    if name == "memorisation" or name not in tags.QUALITY:
-        return 0
-    return 1 if tags.QUALITY[name].startswith("+") else -1
-
-
 def columns(runs: Sequence[Run]) -> tuple[str, ...]:
     """The tags to show: quality of each sampler, else the toy's errors, else the held-out loss."""
     there = [set(run.metrics) for run in runs if run.metrics]
@@ -78,7 +68,7 @@ def compared(runs: Sequence[Run]) -> Comparison:
 def _column(groups: Sequence[Setting], tag: str) -> dict[str, Cell]:
     values = {group.label: group.values(tag) for group in groups}
     means = {label: stats.mean(list(found.values())) for label, found in values.items() if found}
-    sign = direction(tag)
+    sign = tags.direction(tag)
     best = max(means, key=lambda label: sign * means[label]) if sign and len(means) > 1 else None
     tests: dict[str, tuple[float, bool]] = {}
     for label in means:
