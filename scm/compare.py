@@ -44,16 +44,6 @@ class Comparison:
     cells: dict[tuple[str, str], Cell]  # by label and tag
 
 
-def direction(tag: str) -> int:
-    """1 where higher is better, -1 where lower is, 0 where neither."""
-    name = tag.rpartition("/")[2]
-    if tag.startswith("eval/"):  # a held-out loss is another function for each objective
-        return -1 if name.endswith("_rms") else 0
-    if name == "memorisation" or name not in tags.QUALITY:
-        return 0
-    return 1 if tags.QUALITY[name].startswith("+") else -1
-
-
 def columns(runs: Sequence[Run]) -> tuple[str, ...]:
     """The tags to show: quality of each sampler, else the toy's errors, else the held-out loss.
 
@@ -90,7 +80,9 @@ def _column(groups: Sequence[Setting], tag: str) -> dict[str, Cell]:
         group.label: sum(run.ended and not (run.done and tag in run.metrics) for run in group.runs)
         for group in groups
     }
-    sign, whole = direction(tag), [label for label in means if not missing[label]]
+    # a held-out loss is another function for each objective and weight: none is the best
+    sign = 0 if tag == tags.LOSS else tags.direction(tag)
+    whole = [label for label in means if not missing[label]]
     best = None
     if sign and whole and len(means) > 1:
         best = max(whole, key=lambda label: sign * means[label])

@@ -1,20 +1,25 @@
 """From overrides to a plain config: Hydra composes conf/ under `scm.config`'s schemas. No torch."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import fields, is_dataclass
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
 from hydra import compose, initialize_config_dir
 from hydra.core.config_store import ConfigStore
-from hydra.errors import HydraException
+from hydra.errors import HydraException, MissingConfigException
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 
 from scm.config import SCHEMAS
 from scm.errors import UserError
 
 CONF = Path(__file__).resolve().parent.parent / "conf"
+GROUPS = sorted(str(f.relative_to(CONF)) for f in CONF.rglob("*") if f.is_dir())
+SWEEPS = CONF.parent / "sweeps"
+NO_CONFIG = "Cannot find primary config"
+SEVERAL_VALUES = "Ambiguous value for argument"
 HYDRAS_INTERNALS = (  # lines of Hydra's errors that help nobody who calls run.py
     "To append to your config",
     "full_key:",
@@ -51,11 +56,40 @@ def composed(overrides: Sequence[str]) -> dict[str, Any]:
 
 
 def one_line(error: BaseException) -> UserError:
-    """Hydra's several lines and their cause, without what only Hydra's developers need."""
+    """Hydra's several lines and their cause, without what only Hydra's developers need.
+
+    What was probably meant, or what there is, is added.
+    """
     text = f"{error}\n{error.__cause__ or ''}"
     lines = [line.strip().removeprefix("In 'config': ") for line in text.splitlines()]
     kept = [line for line in lines if line and not line.startswith(HYDRAS_INTERNALS)]
+    if hint := _hint(error):
+        kept = [kept[0].partition(". ")[0].rstrip("."), hint]
     return UserError("; ".join(dict.fromkeys(kept)).replace(":; ", ": ").replace(".; ", "; "))
+
+
+def _hint(error: BaseException) -> str:
+    """What helps with an unknown key or sweep, or with several values; else nothing."""
+    unknown = error.__cause__ or error
+    if isinstance(error, MissingConfigException) and str(error).startswith(NO_CONFIG):
+        sweeps, name = [file.stem for file in SWEEPS.glob("*.yaml")], str(error.missing_cfg_file)
+        return "add -cd sweeps for that sweep" if name in sweeps else nearest(name, sweeps)
+    if isinstance(unknown, ConfigKeyError | ConfigAttributeError):
+        key, parent = str(unknown.key), unknown.parent_node
+        if isinstance(parent, DictConfig):
+            there = (
+                GROUPS if "/" in key else [str(k) for k in parent if k not in ("hydra", "_target_")]
+            )
+            return nearest(key, there, str(unknown.full_key).removesuffix(key))
+    if str(error).startswith(SEVERAL_VALUES):
+        return "add -m to sweep over its values, or write [...] round them where they are one list"
+    return ""
+
+
+def nearest(wrong: str, there: Iterable[str], prefix: str = "") -> str:
+    """The name that was probably meant, or all that there are; `prefix` stands before each."""
+    close = get_close_matches(wrong, there, n=1)
+    return f"did you mean {prefix}{close[0]}?" if close else f"there is: {', '.join(sorted(there))}"
 
 
 def plain(cfg: Any) -> dict[str, Any]:
@@ -74,7 +108,7 @@ def _check_keys(node: Any, prefix: str) -> None:
     known = [field.name for field in fields(schema)] if is_dataclass(schema) else there
     for key in there:
         if key not in known:
-            raise UserError(f"{prefix}{key}: unknown key; there is: {', '.join(sorted(known))}")
+            raise UserError(f"{prefix}{key}: unknown key; {nearest(key, known, prefix)}")
         _check_keys(node._get_node(key), f"{prefix}{key}.")
     for key in known:
         if key not in there:

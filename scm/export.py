@@ -5,6 +5,8 @@ what was written beside it; and NAME.md, the model card, from these files and th
 """
 
 import argparse
+import shlex
+from glob import escape
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,7 @@ from scm.files import write_atomic
 from scm.runfolder import RunFolder, Status
 from scm.sample import sampler_settings
 
+ENDINGS = (".safetensors", ".md")
 LARGEST = 10 * 2**20  # bytes of a file of weights that may stand in a repository
 
 
@@ -47,10 +50,16 @@ def main(argv: list[str] | None = None) -> None:
 def export(arguments: argparse.Namespace) -> None:
     """Do what `arguments` (of `parser`) ask for; everything is checked first."""
     run = RunFolder(arguments.run)
+    if not run.path.is_dir():
+        raise UserError(f"{run.path}: no such run; name the folder of one that is done")
     if run.status() is not Status.done:
         raise UserError(f"{run.path}: the run is {run.status()}, not done; finish it first")
-    name = arguments.name
-    weights_file, card_file = name.with_suffix(".safetensors"), name.with_suffix(".md")
+    name: Path = arguments.name
+    if name.is_dir():
+        raise UserError(f"{name}: a folder; name the files in it, without their endings")
+    if name.suffix in ENDINGS:
+        name = name.with_suffix("")
+    weights_file, card_file = (name.with_name(name.name + ending) for ending in ENDINGS)
     for file in (weights_file, card_file):
         check_file(file, overwrite=arguments.overwrite)
     weights, config = checkpoint.read_weights(run.path)
@@ -62,26 +71,34 @@ def export(arguments: argparse.Namespace) -> None:
     judged = [str(weights_file), "-n", str(arguments.n), "--seeds", str(arguments.seeds)]
     for sampler in arguments.sampler or []:
         judged += ["--sampler", *sampler]
-    evaluate.evaluate(evaluate.parser().parse_args([*judged, "--overwrite"]))
-    write_atomic(card_file, card(run, weights_file, config).encode())
+    judged.append("--overwrite")
+    evaluate.evaluate(evaluate.parser().parse_args(judged))
+    write_atomic(card_file, card(run, weights_file, config, judged).encode())
 
 
 def _check_can_be_judged(arguments: argparse.Namespace, config: dict[str, Any]) -> None:
     """Refuse what `scm.evaluate` would, before a file is written."""
     evaluate.check_counts(arguments)
-    for chosen in arguments.sampler or []:
-        sampler_settings(chosen, config)
+    chosen = arguments.sampler or []
+    for words in chosen:
+        name, settings = sampler_settings(words, config)
+        build.sampler(settings, name, config["data"]["sigma_data"])
+        if chosen.count(words) > 1:
+            raise UserError(f"--sampler {' '.join(words)}: asked for twice; once is enough")
     build.quality(build.stored_dataset(config, arguments.run), torch.device("cpu"))
 
 
-def card(run: RunFolder, weights_file: Path, config: dict[str, Any]) -> str:
-    """The model card, Markdown."""
+def card(run: RunFolder, weights_file: Path, config: dict[str, Any], judged: list[str]) -> str:
+    """The model card, Markdown; `judged` are the arguments that the evaluation was made with."""
     metrics = run.metrics()
     overrides = yaml.safe_load((run.path / ".hydra" / "overrides.yaml").read_text())
-    files = sorted(weights_file.parent.glob(f"{weights_file.stem}-*-n*.json"))
-    found = [results.read(file) for file in files]
+    sha256 = checkpoint.weights_digest(checkpoint.read_weights(weights_file)[0])
+    files = sorted(weights_file.parent.glob(f"{escape(weights_file.stem)}-*-n*.json"))
+    found = [
+        result for file in files if (result := results.read(file)).get("weights_sha256") == sha256
+    ]
     facts = {
-        "command": f"`python run.py {' '.join(overrides)}`",
+        "command": f"`python run.py {shlex.join(overrides)}`",
         "commit": f"`{metrics['git_commit']}`",
         "seed": metrics["seed"],
         "objective": metrics["objective"],
@@ -90,8 +107,7 @@ def card(run: RunFolder, weights_file: Path, config: dict[str, Any]) -> str:
         f"{metrics['seconds'] / 60:.1f} minutes ({metrics['images_per_second']:,.0f} images/s)",
         "hardware": f"{metrics['device']}, {metrics['precision']}",
         "versions": ", ".join(f"{name} {version}" for name, version in metrics["versions"].items()),
-        "weights": f"`{weights_file.name}`, float32, SHA-256 of the weights "
-        f"`{checkpoint.weights_digest(checkpoint.read_weights(weights_file)[0])}`",
+        "weights": f"`{weights_file.name}`, float32, SHA-256 of the weights `{sha256}`",
     }
     data = config["data"]["name"]
     lines = [
@@ -104,9 +120,9 @@ def card(run: RunFolder, weights_file: Path, config: dict[str, Any]) -> str:
         "|---|---|",
         *(f"| {name} | {value} |" for name, value in facts.items()),
         "",
-        f"Quality, by `python -m scm.evaluate {weights_file.name}` (mean and spread over sampling",
-        "seeds; FD is the Frechet distance to the test images in features of the shipped",
-        "classifier, FD / floor that to training images' own):",
+        f"Quality, by `python -m scm.evaluate {shlex.join(judged)}`",
+        "(mean and spread over sampling seeds; FD is the Frechet distance to the test images in",
+        "features of the shipped classifier, FD / floor that to training images' own):",
         "",
         results.table(found),
         "",

@@ -196,7 +196,7 @@ def check(config: dict[str, Any], folder: RunFolder) -> None:
 
 
 def main(cfg: DictConfig) -> float | None:
-    """The task of `run.py`: one run in Hydra's run folder; returns the optimized metric's value."""
+    """The task of `run.py`: one run in Hydra's run folder; returns what a sweeper is to minimise."""
     hydra_cfg = HydraConfig.get()
     folder = RunFolder(Path(hydra_cfg.runtime.output_dir))
     if hydra_cfg.mode is RunMode.MULTIRUN:
@@ -209,7 +209,7 @@ def main(cfg: DictConfig) -> float | None:
         fail(error)
     if metrics["status"] == Status.stopped:
         sys.exit(128 + metrics["signal"])
-    return metrics["metrics"].get(tags.optimized_metric(plain(cfg)))
+    return tags.to_minimise(plain(cfg), metrics["metrics"])
 
 
 def _job(cfg: DictConfig, folder: RunFolder, *, retry_failed: bool) -> float:
@@ -238,7 +238,8 @@ def _job(cfg: DictConfig, folder: RunFolder, *, retry_failed: bool) -> float:
         return math.nan
     if metrics["status"] == Status.stopped:
         sys.exit(128 + metrics["signal"])
-    return metrics["metrics"].get(tags.optimized_metric(config), math.nan)
+    value = tags.to_minimise(config, metrics["metrics"])
+    return math.nan if value is None else value
 
 
 def run(cfg: DictConfig, folder: RunFolder) -> dict[str, Any]:

@@ -171,6 +171,8 @@ def teacher_path(path: Path, config: dict[str, Any]) -> Path | None:
 
 def _of_file(path: Path, n: int | None) -> Subject:
     """The images of an .npz file that `python -m scm.sample` has written."""
+    if not path.exists():
+        raise UserError(f"{path}: no such file; `python -m scm.sample RUN --out {path}` makes one")
     try:
         array, settings = _whole_file(path)
         config, sampler, seed = settings["config"], settings["sampler"], settings["seed"]

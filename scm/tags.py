@@ -9,19 +9,18 @@ from typing import Any
 
 PRETRAINED = Path(__file__).resolve().parent.parent / "pretrained"
 SMALLEST = 10  # images that can be judged at all
-QUALITY = {  # what `scm.quality` measures; + where higher is better
-    "frechet_distance": "Frechet distance to the test images",
-    "frechet_distance_train": "Frechet distance to the training images",
-    "kid": "kernel distance (KID) to the test images",
+QUALITY = {  # what `scm.quality` measures; + where higher is better, - where lower is
+    "frechet_distance": "- Frechet distance to the test images",
+    "frechet_distance_train": "- Frechet distance to the training images",
+    "kid": "- kernel distance (KID) to the test images",
     "precision": "+ share of samples on the test images' manifold",
     "recall": "+ share of test images on the samples' manifold",
-    "density": "+ test images' balls round a sample, 1 for equal distributions",
+    "density": "test images' balls round a sample, 1 for equal distributions",
     "coverage": "+ share of test images' balls that hold a sample",
-    "class_variation": "total variation between class histograms, training images' and samples'",
-    "confidence": "+ mean probability of the most probable class",
-    "memorisation": "+ median distance to the nearest training image, test images' is 1",
+    "class_variation": "- total variation between class histograms, training images' and samples'",
+    "confidence": "mean probability of the most probable class",
+    "memorisation": "median distance to the nearest training image, test images' is 1",
 }
-HIGHER_IS_BETTER = tuple(name for name, meaning in QUALITY.items() if meaning.startswith("+"))
 LOSS = "eval/loss"
 HEADLINE = "frechet_distance"
 
@@ -72,7 +71,7 @@ def _toy(config: dict[str, Any]) -> list[str]:
 
 
 def optimized_metric(config: dict[str, Any]) -> str:
-    """The tag that a sweeper minimises: the one named, or the first sampler's Frechet distance.
+    """The tag that a sweeper optimises: the one named, or the first sampler's Frechet distance.
 
     The held-out loss where quality is not measured: it says little of a consistency model, whose
     target moves, but it is always there.
@@ -83,11 +82,28 @@ def optimized_metric(config: dict[str, Any]) -> str:
     return f"{groups[0]}/{next(iter(config['sampler']))}/{HEADLINE}" if groups else LOSS
 
 
+def direction(tag: str) -> int:
+    """1 where higher is better, -1 where lower is, 0 where neither."""
+    group, _, name = tag.partition("/")
+    sampler, _, name = name.rpartition("/")
+    if group == "eval":
+        return -1 if name in ("loss", "error") or name.endswith("_rms") else 0
+    if sampler == "floor":  # of real images
+        return 0
+    return {"+": 1, "-": -1}.get(QUALITY.get(name, "")[:1], 0)
+
+
+def to_minimise(config: dict[str, Any], metrics: dict[str, float]) -> float | None:
+    """The optimised metric's value, negative where higher is better: a sweeper minimises."""
+    metric = optimized_metric(config)
+    return -direction(metric) * metrics[metric] if metric in metrics else None
+
+
 def is_better(metric: str, value: float, than: float | None) -> bool:
     """Whether a value of this metric is better than another, or the first; never where not finite.
 
-    Lower is better but for the metrics in `HIGHER_IS_BETTER`, by the last part of their tag.
+    Which way is better says `direction`.
     """
     if not math.isfinite(value) or than is None:
         return math.isfinite(value)
-    return value > than if metric.rpartition("/")[2] in HIGHER_IS_BETTER else value < than
+    return direction(metric) * (value - than) > 0

@@ -249,10 +249,10 @@ def _check_samplers(config: dict[str, Any]) -> None:
 
 def _check_optimized_metric(config: dict[str, Any]) -> None:
     metric, there = tags.optimized_metric(config), tags.available(config)
-    if metric not in there:
-        raise UserError(
-            f"optimized_metric={metric}: this run has none; there is: {', '.join(there)}"
-        )
+    useful = [tag for tag in there if tags.direction(tag)]
+    if metric not in useful:
+        wrong = "neither lower nor higher is better" if metric in there else "this run has none"
+        raise UserError(f"optimized_metric={metric}: {wrong}; there is: {', '.join(useful)}")
 
 
 def check_sampler(name: str, sampler: dict[str, Any], objective: dict[str, Any]) -> None:

@@ -170,8 +170,8 @@ def test_what_a_run_leaves(tmp_path):
 def test_better_is_lower_but_for_the_metrics_that_say_otherwise():
     assert is_better("eval/loss", 1.0, None) and is_better("eval/loss", 1.0, 2.0)
     assert not is_better("eval/loss", 2.0, 1.0) and not is_better("eval/loss", 1.0, 1.0)
-    assert is_better("eval/one_step/recall", 0.5, 0.4)
-    assert not is_better("eval/one_step/recall", 0.4, 0.5)
+    assert is_better("quality/one_step/recall", 0.5, 0.4)
+    assert not is_better("quality/one_step/recall", 0.4, 0.5)
     assert not is_better("eval/loss", math.nan, None) and not is_better("eval/loss", -math.inf, 1.0)
 
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from runs import TINY, small_quality, trained
 
-from scm import build, checkpoint, export
+from scm import build, checkpoint, evaluate, export
 
 RUN = (*TINY["unet_small"], "trainer.budget.steps=2", "trainer.log_every=1")
 
@@ -49,12 +49,37 @@ def test_weights_evaluation_and_card_stand_beside_each_other(run, tmp_path, caps
     distance = json.loads(results[0].read_text())["metrics"]["frechet_distance"]["mean"]
     assert f"{distance:.2f}" in card and "python run.py objective=sct seed=0" in card
     assert checkpoint.weights_digest(weights) in card
+    asked = f"python -m scm.evaluate {name}.safetensors -n 30 --seeds 1 --overwrite"
+    assert f"`{asked}`" in card
+    evaluate.main(asked.split()[3:])  # word for word
     assert "exists" in failure([run, name], capsys)
+
+
+@pytest.mark.slow
+def test_a_card_shows_results_of_its_own_weights_alone_and_a_dotted_name_stays(run, tmp_path):
+    arguments = [str(run), str(tmp_path / "model_v1.5"), "-n", "30", "--seeds", "1"]
+    export.main([*arguments, "--sampler", "one_step"])
+    (result,) = tmp_path.glob("*.json")
+    assert result.name == "model_v1.5-one_step-n30.json"
+    old = {**json.loads(result.read_text()), "weights_sha256": "other", "title": "of old weights"}
+    (tmp_path / "model_v1.5-old-n30.json").write_text(json.dumps(old))
+    export.main([*arguments, "--sampler", "one_step", "--overwrite"])
+    card = (tmp_path / "model_v1.5.md").read_text()
+    assert card.startswith("# model_v1.5\n") and "| one_step |" in card
+    assert "of old weights" not in card and (tmp_path / "model_v1.5.safetensors").exists()
 
 
 @pytest.mark.slow
 def test_what_cannot_be_shipped_is_refused_and_leaves_nothing(run, tmp_path, capsys):
     assert "no folder" in failure([run, tmp_path / "nowhere" / "digits"], capsys)
+    for more, said in (
+        (["--sampler", "bogus"], "--sampler bogus: unknown"),
+        (["--sampler", "multi_step", "times=[1,2]"], "must fall"),
+        (["--sampler", "two_step", "--sampler", "two_step"], "asked for twice"),
+        (["-n", "5"], "n=5: must be at least 10"),
+    ):
+        assert said in failure([run, tmp_path / "digits", *more], capsys)
+    assert "a folder" in failure([run, tmp_path], capsys)
     metrics = json.loads((run / "metrics.json").read_text())
     (run / "metrics.json").write_text(json.dumps({**metrics, "status": "stopped"}))
     assert "is stopped, not done" in failure([run, tmp_path / "digits"], capsys)

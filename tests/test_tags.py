@@ -8,6 +8,7 @@ from omegaconf import OmegaConf
 from runs import QUICK
 
 from scm import composing, launch, tags, validate
+from scm.errors import UserError
 
 SMOKE = QUICK[:1]
 
@@ -40,11 +41,42 @@ def test_quality_needs_a_feature_network(tmp_path, monkeypatch):
     assert not any("frechet" in tag for tag in tags.available(composed))
 
 
-@pytest.mark.parametrize(("chosen", "value"), [(None, 3.0), ("eval/loss", 7.0)])
-def test_the_command_returns_the_optimised_metric(chosen, value, tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    ("metric", "direction"),
+    [
+        ("quality/one_step/frechet_distance", -1),
+        ("final/two_step/kid", -1),
+        ("quality/one_step/class_variation", -1),
+        ("quality/one_step/recall", 1),
+        ("quality/one_step/coverage", 1),
+        ("eval/loss", -1),
+        ("eval/toy/one_step_rms", -1),
+        ("quality/one_step/density", 0),  # 1 is best
+        ("quality/one_step/confidence", 0),
+        ("quality/one_step/memorisation", 0),
+        ("quality/floor/frechet_distance", 0),
+        ("eval/one_step/calls", 0),
+        ("eval/one_step/std", 0),
+    ],
+)
+def test_what_has_no_better_direction_is_not_optimised(metric, direction):
+    assert tags.direction(metric) == direction
+    composed = {**composing.composed([]), "optimized_metric": metric}
+    if direction == 0:
+        with pytest.raises(UserError, match="neither lower nor higher is better; there is: eval/l"):
+            validate.check(composed)
+    elif "toy" not in metric:
+        validate.check(composed)
+
+
+@pytest.mark.parametrize(
+    ("chosen", "value"), [(None, 3.0), ("eval/loss", 7.0), ("quality/one_step/recall", -0.5)]
+)
+def test_the_command_returns_what_a_sweeper_is_to_minimise(chosen, value, tmp_path, monkeypatch):
     hydra = SimpleNamespace(runtime=SimpleNamespace(output_dir=str(tmp_path)), mode=RunMode.RUN)
     monkeypatch.setattr(launch.HydraConfig, "get", lambda: hydra)
     numbers = {"quality/one_step/frechet_distance": 3.0, "eval/loss": 7.0}
+    numbers["quality/one_step/recall"] = 0.5
     monkeypatch.setattr(launch, "run", lambda *_: {"status": "done", "metrics": numbers})
     cfg = OmegaConf.create({**composing.composed([]), "optimized_metric": chosen})
     assert launch.main(cfg) == value
