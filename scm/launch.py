@@ -196,7 +196,7 @@ def check(config: dict[str, Any], folder: RunFolder) -> None:
 
 
 def main(cfg: DictConfig) -> float | None:
-    """The task of `run.py`: one run in Hydra's run folder; returns what a sweeper is to minimise."""
+    """The task of `run.py`: one run in Hydra's run folder; returns what a sweeper minimises."""
     hydra_cfg = HydraConfig.get()
     folder = RunFolder(Path(hydra_cfg.runtime.output_dir))
     if hydra_cfg.mode is RunMode.MULTIRUN:
