@@ -215,9 +215,14 @@ def _yaml(file: Path) -> Any:
         return None
 
 
-def _readable(override: str) -> str:
-    """Numbers that a search has drawn in four digits."""
-    return re.sub(r"-?\d*\.\d{5,}(?:e[+-]?\d+)?", lambda found: f"{float(found[0]):.4g}", override)
+def _readable(override: str, keys: set[str]) -> str:
+    """Its key's last part where no other of `keys` ends so; a search's numbers in four digits."""
+    key, equals, value = override.partition("=")
+    last = re.split("[./]", key)[-1]
+    alone = sum(re.split("[./]", other)[-1] == last for other in keys) == 1
+    digits = r"-?\d*\.\d{5,}(?:e[+-]?\d+)?"
+    value = re.sub(digits, lambda found: f"{float(found[0]):.4g}", value)
+    return f"{last if alone else key}{equals}{value}"
 
 
 def settings(runs: Sequence[Run]) -> list[Setting]:
@@ -227,11 +232,12 @@ def settings(runs: Sequence[Run]) -> list[Setting]:
         groups.setdefault(run.key or str(run.path), []).append(run)
     given = [set(run.overrides) for run in runs if run.overrides]
     shared = set.intersection(*given) if given else set()
+    keys = {override.partition("=")[0] for overrides in given for override in overrides - shared}
     labelled: dict[str, int] = {}
     made = []
     for members in groups.values():
         own = [o for o in members[0].overrides if o not in shared and not o.startswith("seed=")]
-        label = ", ".join(map(_readable, own)) or (
+        label = ", ".join(_readable(override, keys) for override in own) or (
             members[0].path.name if len(groups) > 1 else "all runs"
         )
         labelled[label] = labelled.get(label, 0) + 1

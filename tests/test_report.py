@@ -60,6 +60,15 @@ def test_settings_are_runs_that_differ_by_seed_alone(folder):
     assert found[0].values("final/one_step/recall").keys() == {0, 1, 2}
 
 
+def test_labels_are_short_where_that_is_unambiguous(tmp_path):
+    for k, keys in enumerate((("a.x", "objective/tangent"), ("b.x", "objective/tangent"))):
+        path = a_run(tmp_path, f"run{k}", 0, 10)
+        texts = [f"{key}={k}.123456" for key in keys]
+        (path / ".hydra" / "overrides.yaml").write_text(yaml.safe_dump(texts))
+    labels = [setting.label for setting in runs.settings(runs.found([tmp_path]))]
+    assert labels == ["a.x=0.1235, tangent=0.1235", "b.x=1.123, tangent=1.123"]
+
+
 def test_the_best_is_marked_by_the_metrics_direction_and_tested_by_seed(folder):
     result = compare.compared(runs.found([folder]))
     for tag in result.columns:  # unit has the lower distances, and 1 / distance as its recall
