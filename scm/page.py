@@ -15,7 +15,6 @@ from scm.compare import (
     Comparison,
     Where,
     curve,
-    direction,
     over_calls,
     over_images,
     over_minutes,
@@ -162,7 +161,7 @@ def _shown(result: Comparison) -> list[Setting]:
     if len(result.settings) <= LINES:
         return list(result.settings)
     tag = result.columns[0]
-    sign = direction(tag) or -1
+    sign = tags.direction(tag) or -1
 
     def rank(setting: Setting) -> float:
         interval = result.cells[setting.label, tag].interval

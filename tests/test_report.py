@@ -8,7 +8,7 @@ from html.parser import HTMLParser
 import pytest
 import yaml
 
-from scm import compare, report, runs, svg
+from scm import compare, report, runs, svg, tags
 from scm.errors import UserError
 
 CONFIG = {
@@ -60,8 +60,8 @@ def test_settings_are_runs_that_differ_by_seed_alone(folder):
 
 def test_the_best_is_marked_by_the_metrics_direction_and_tested_by_seed(folder):
     result = compare.compared(runs.found([folder]))
-    assert compare.direction("final/x/recall") == 1 and compare.direction("eval/loss") == -1
-    assert compare.direction("final/x/memorisation") == 0
+    assert tags.direction("final/x/recall") == 1 and tags.direction("eval/loss") == -1
+    assert tags.direction("final/x/memorisation") == 0
     for tag in result.columns:  # unit has the lower distances, and 1 / distance as its recall
         best, other = (result.cells[f"weighting={w}", tag] for w in ("unit", "no_prior"))
         assert best.best and not other.best and best.p is None
