@@ -4,6 +4,7 @@ Configs are plain resolved dicts here, whether they come from Hydra or out of a 
 """
 
 import logging
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,13 +21,14 @@ from scm.data import Dataset, IdxImages
 from scm.errors import UserError
 from scm.evaluator import Evaluator
 from scm.experiment import Experiment
+from scm.files import found
 from scm.judge import Judge
 from scm.objectives import Objective
 from scm.quality import Quality, quality_of
-from scm.runfolder import RunFolder, flatten
+from scm.runfolder import RunFolder, Status, flatten
 from scm.samplers import Sampler
 
-FROM_TEACHER = "teacher"  # objective.init: start from the teacher's weights
+WEIGHTS_SHA256 = "weights_sha256"
 NOT_ARGUMENTS = (  # keys of the objective group that its class does not take
     "lr",
     "betas",
@@ -180,7 +182,8 @@ def experiment(
     data = dataset(config["data"]).to(device)
     torch.manual_seed(rng.derive_seed(config["seed"], "weights"))
     net = network(config, device, dtype)
-    objective = _objective(config, net, teacher, device, dtype)
+    objective, sources = _objective(config, net, teacher, device, dtype)
+    _check_sources(folder, sources)
     samplers = {
         name: sampler(settings, name, data.sigma_data)
         for name, settings in config["sampler"].items()
@@ -199,6 +202,7 @@ def experiment(
         dataset=data,
         net=net,
         objective=objective,
+        sources=sources,
         optimizer=construct(
             torch.optim.Optimizer, "optimizer", config["optimizer"], params=list(net.parameters())
         ),
@@ -251,23 +255,49 @@ def _objective(
     teacher: str | None,
     device: torch.device,
     dtype: torch.dtype,
-) -> Objective:
-    """The objective with its weighting and teacher; `net` gets its starting weights."""
+) -> tuple[Objective, dict[str, dict[str, str]]]:
+    """The objective with its weighting and teacher; `net` gets its starting weights.
+
+    And where the weights of both came from, for metrics.json.
+    """
     settings = config["objective"]
     parts: dict[str, Any] = {
         "weighting": construct(object, "weighting", config["weighting"]),
         "sigma_data": config["data"]["sigma_data"],
     }
-    init = settings.get("init")
+    init, sources = settings.get("init"), {}
+    start: Trained | None = None
     if teacher:
-        parts["teacher"] = velocity_model(teacher, "objective.teacher", config, device, dtype).net
-        init = teacher if init == FROM_TEACHER else init
-    if init is not None:
+        distilled = velocity_model(teacher, "objective.teacher", config, device, dtype)
+        parts["teacher"], sources["teacher"] = distilled.net, _source(teacher, distilled)
+        if init == validate.FROM_TEACHER:
+            start, init = distilled, teacher
+    if init is not None and start is None:
         start = _fitting(init, "objective.init", config, device, dtype)
-        _check_same_network(start.config["model"], config["model"], init)
-        load_weights(net, start.net.state_dict(), f"objective.init={init}")
+        sources["init"] = _source(init, start)
+    if start is not None:
+        key = f"objective.init={init}"
+        validate.check_same_network(start.config, config, key)
+        load_weights(net, start.net.state_dict(), key)
     arguments = {key: value for key, value in settings.items() if key not in NOT_ARGUMENTS}
-    return construct(Objective, "objective", arguments, **parts)
+    return construct(Objective, "objective", arguments, **parts), sources
+
+
+def _source(path: str, trained: Trained) -> dict[str, str]:
+    return {"path": path, WEIGHTS_SHA256: checkpoint.weights_digest(dict(trained.net.state_dict()))}
+
+
+def _check_sources(folder: RunFolder, sources: dict[str, dict[str, str]]) -> None:
+    """Refuse to go on with a run where other weights now stand at the path of its teacher's."""
+    if not any(folder.checkpoints.glob(f"*{checkpoint.SUFFIX}")):
+        return  # it begins anew
+    before = flatten(folder.metrics().get("sources"))
+    for key, source in sources.items():
+        if before.get(f"{key}.{WEIGHTS_SHA256}", source[WEIGHTS_SHA256]) != source[WEIGHTS_SHA256]:
+            raise UserError(
+                f"{folder.path}: its objective.{key} at {source['path']} has other weights now "
+                "than when the run began; put the former back, or begin a run in another folder"
+            )
 
 
 def velocity_model(
@@ -275,11 +305,7 @@ def velocity_model(
 ) -> Trained:
     """A trained diffusion network for this run's data and classes; `key` names it in errors."""
     trained = _fitting(path, key, config, device, dtype)
-    if "tangent" in trained.config["objective"]:
-        raise UserError(
-            f"{key}={path}: a consistency model, so not a velocity to distil; "
-            "train one with objective=diffusion"
-        )
+    validate.check_velocity(trained.config, f"{key}={path}")
     return trained
 
 
@@ -288,23 +314,16 @@ def _fitting(
 ) -> Trained:
     """A trained network for this run's data and classes."""
     trained = trained_network(path, device, dtype)
-    for group, name in (("data", "name"), ("data", "sigma_data"), ("model", "num_classes")):
-        mine, theirs = config[group][name], trained.config[group][name]
-        if mine != theirs:
-            raise UserError(
-                f"{key}={path}: trained with {group}.{name}={theirs}, this run has {mine}; "
-                "make them equal"
-            )
+    validate.check_fits(trained.config, config, f"{key}={path}")
+    _warn_unfinished(Path(path), key)
     return trained
 
 
-def _check_same_network(theirs: dict[str, Any], mine: dict[str, Any], init: str) -> None:
-    """Weights may fit a network by their shapes alone and still mean something else in it."""
-    ours, given = flatten(mine, "model"), flatten(theirs, "model")
-    for key in sorted((ours | given).keys() - {"model.dropout"}):
-        if ours.get(key) != given.get(key):
-            raise UserError(
-                f"objective.init={init}: its weights are of another network, with "
-                f"{key}={given.get(key)}, and this run has {ours.get(key)}; make them equal, or "
-                "train from scratch with objective.init=null"
-            )
+def _warn_unfinished(path: Path, key: str) -> None:
+    """Say so where the weights are of a run that has not come to its end."""
+    file = found(path)
+    run = file if file.is_dir() else file.parent.parent
+    with suppress(UserError):  # its metrics.json is unreadable
+        status = RunFolder(run).status()
+        if status not in (Status.done, Status.new):  # new: no run's folder
+            log.warning("%s=%s: that run is %s, not done", key, path, status)

@@ -176,6 +176,20 @@ def read_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     return weights, state.get("config", {})
 
 
+def stored_digest(path: Path) -> str | None:
+    """The `weights_digest` that `save_weights` has written beside them; None where there is none.
+
+    The weights are not read, and so not verified.
+    """
+    if not path.is_file():
+        return None
+    try:
+        with safe_open(path, framework="pt") as file:
+            return (file.metadata() or {}).get("sha256")
+    except (SafetensorError, OSError):
+        return None
+
+
 def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     path.open("rb").close()  # safe_open calls a file missing that it may not read
     try:

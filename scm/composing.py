@@ -77,9 +77,8 @@ def _hint(error: BaseException) -> str:
     if isinstance(unknown, ConfigKeyError | ConfigAttributeError):
         key, parent = str(unknown.key), unknown.parent_node
         if isinstance(parent, DictConfig):
-            there = (
-                GROUPS if "/" in key else [str(k) for k in parent if k not in ("hydra", "_target_")]
-            )
+            keys = [str(name) for name in parent if name not in ("hydra", "_target_")]
+            there = GROUPS if "/" in key else keys
             return nearest(key, there, str(unknown.full_key).removesuffix(key))
     if str(error).startswith(SEVERAL_VALUES):
         return "add -m to sweep over its values, or write [...] round them where they are one list"

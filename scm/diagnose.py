@@ -25,6 +25,7 @@ from scm.logger import Logger
 from scm.plots import Lines, Panel
 from scm.sample import labels_for
 from scm.samplers import Heun
+from scm.subjects import teacher_path
 from scm.toy import Toy
 from scm.trajectories import ExactOde, LearnedOde, Measured, Pairs
 
@@ -170,10 +171,11 @@ def _teacher_of(arguments: argparse.Namespace, config: dict[str, Any]) -> str | 
     objective = config["objective"]
     if arguments.teacher or "teacher" not in objective:
         return arguments.teacher
-    own = objective["teacher"] or str(Path(arguments.model) / "teacher")
-    if not Path(own).exists():
-        raise UserError(f"{arguments.model}: its teacher is not at {own}; add --teacher RUN")
-    return own
+    own = teacher_path(Path(arguments.model), config)
+    if own is None:
+        where = objective["teacher"] or "teacher/ in its run's folder"
+        raise UserError(f"{arguments.model}: its teacher is not at {where}; add --teacher RUN")
+    return str(own)
 
 
 def _out_folder(arguments: argparse.Namespace) -> Path:

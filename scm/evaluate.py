@@ -9,17 +9,18 @@ import json
 import logging
 import statistics
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from scm import build, checkpoint, runtime
+from scm import build, checkpoint, results, runtime
 from scm.cli import Parser, check_count, check_file, command
 from scm.config import Device, Precision
 from scm.errors import UserError
 from scm.files import write_json
 from scm.quality import Quality
 from scm.sample import MOST_IMAGES
-from scm.subjects import IMAGES, Machine, Subject, subjects_of
+from scm.subjects import IMAGES, SEEDS, Machine, Subject, subjects_of
 from scm.tags import QUALITY, SMALLEST
 
 log = logging.getLogger(__name__)
@@ -43,7 +44,7 @@ def parser() -> argparse.ArgumentParser:
         help="one of conf/sampler, and changes to its values; may be repeated (default: the run's)",
     )
     p.add_argument("-n", type=int, help=f"images per seed (default: {IMAGES}, an .npz file's own)")
-    p.add_argument("--seeds", type=int, default=3, help="of the noise: 0, 1, ... (%(default)s)")
+    p.add_argument("--seeds", type=int, help=f"of the noise: 0, 1, ... (default: {SEEDS})")
     p.add_argument("--batch-size", type=int, default=256, help="images at once (%(default)s)")
     p.add_argument("--out", type=Path, help="the JSON file (default: RUN/evaluation/SAMPLER.json)")
     p.add_argument("--device", choices=[d.name for d in Device], default="auto")
@@ -104,7 +105,20 @@ def _check_files(files: list[Path], arguments: argparse.Namespace) -> None:
         )
     for file in files:
         if arguments.out or file.exists():  # the run's own folder for them is made
+            if not arguments.overwrite:
+                _refuse_stale(file)
             check_file(file, overwrite=arguments.overwrite)
+
+
+def _refuse_stale(file: Path) -> None:
+    """A result that exists, but of other weights, is worth replacing: say so."""
+    model = None
+    with suppress(UserError):  # it is no result
+        model = results.stale(file, results.read(file))
+    if model is not None:
+        raise UserError(
+            f"{file}: exists, but the weights of {model} have changed since; add --overwrite"
+        )
 
 
 def measured(subject: Subject, quality: Quality, machine: Machine) -> dict[str, Any]:

@@ -84,7 +84,7 @@ class Evaluator:
         result.metrics["eval/error"] = float(loss.error.mean())
 
     def _loss_over_noise(self, net: nn.Module, step: int, result: Evaluation) -> None:
-        """Error per noise level beside e^-w, which it equals where the weight has learned it."""
+        """Error per noise level, and e^-w where w is learned, which then comes to equal it."""
         sigmas = torch.logspace(-2, 1.9, LEVELS, dtype=torch.float64)
         errors, inverse_weights = [], []
         for t in trigflow.time_from_sigma(sigmas, self.objective.sigma_data).float():
@@ -92,12 +92,12 @@ class Evaluator:
             loss = self.objective.loss(net, noised, step)
             errors.append(loss.error.mean().cpu())
             inverse_weights.append(torch.exp(-loss.w).mean().cpu())
+        curves = {"mean squared error": torch.stack(errors)}
+        if self.objective.adaptive_weight:
+            curves["1 / learned weight"] = torch.stack(inverse_weights)
         result.pictures["loss_over_noise"] = pictures.curves(
             sigmas,
-            {
-                "mean squared error": torch.stack(errors),
-                "1 / learned weight": torch.stack(inverse_weights),
-            },
+            curves,
             xlabel="noise level sigma (the data's units)",
             ylabel="error per pixel",
             title=f"{self.objective.name}: loss over noise level",

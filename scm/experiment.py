@@ -23,7 +23,7 @@ from scm.divergence import Diverged
 from scm.ema import Ema
 from scm.evaluator import Evaluator
 from scm.files import write_json
-from scm.interrupts import Interrupts
+from scm.interrupts import Interrupted, Interrupts
 from scm.logger import Logger
 from scm.meters import Counters, Meter, budget_used
 from scm.objectives import Objective
@@ -45,6 +45,7 @@ class Experiment:
     dataset: Dataset
     net: nn.Module
     objective: Objective
+    sources: dict[str, dict[str, str]]  # teacher, init -> path and digest of their weights
     optimizer: torch.optim.Optimizer
     evaluator: Evaluator
     device: torch.device
@@ -55,6 +56,7 @@ class Experiment:
         skipped = Skipped.on(self.device)
         self.state = TrainState(self.net, Ema(self.net), self.optimizer, skipped)
         self.counters, self.meter = Counters(), Meter()
+        self.begun = False  # whether metrics.json is this process's
         self.evaluated: dict[str, float] = {}
         self.best: dict[str, Any] | None = None  # step, metric and value of the best evaluation
 
@@ -64,29 +66,36 @@ class Experiment:
         Any exception is recorded there, with its traceback, and raised again.
         """
         runtime.reset_peak_memory(self.device)
-        self._resume()
-        self.world.first(self._begin)
         try:
-            with runtime.deterministic(self.trainer.deterministic, self.device):
-                with Interrupts() as interrupts:
-                    signal = self._train(interrupts)
-                if not signal:
-                    self.world.first(self._finish)
-            status = Status.stopped if signal else Status.done
-            metrics = self._metrics(status, signal=signal)
-            self.world.first(lambda: self.folder.write_metrics(metrics))
+            self._resume()
+            self.world.first(self._begin)
+            self.begun = True
+            metrics = self._to_the_end()
         except Exception:
             if self.world.is_first:
                 self._record_failure(traceback.format_exc())
             raise
+        return self.world.share(metrics)
+
+    def _to_the_end(self) -> dict[str, Any]:
+        """Train and evaluate; metrics.json says `done`, or `stopped` by which signal."""
+        try:
+            reproducible = runtime.deterministic(self.trainer.deterministic, self.device)
+            with reproducible, Interrupts() as interrupts:
+                signal = self._train(interrupts) or self._finish(interrupts)
+            status = Status.stopped if signal else Status.done
+            metrics = self._metrics(status, signal=signal)
+            self.world.first(lambda: self.folder.write_metrics(metrics))
         finally:
             if self.world.is_first:
                 self.logger.close()
-        return self.world.share(metrics)
+        return metrics
 
     def _record_failure(self, text: str) -> None:
+        failure = {"status": Status.failed, "traceback": text}
         try:
-            self.folder.write_metrics(self._metrics(Status.failed, traceback=text))
+            known = {} if self.begun else self.folder.metrics()  # what it was until it was to go on
+            self.folder.write_metrics({**self._metrics(Status.failed), **known, **failure})
         except OSError as error:  # the disk is full: what failed matters more
             log.warning("metrics.json still says that the run goes on: %s", error)
 
@@ -213,10 +222,23 @@ class Experiment:
             best = self.folder.checkpoints / checkpoint.BEST_FILE
             checkpoint.save_weights(best, ema, self.config)
 
-    def _finish(self) -> None:
-        self._evaluate(final=True)
-        self.logger.hparams(board.hparams(flatten(self.config)), self.evaluated)
-        log.info("done: %s", self.folder.path)
+    def _finish(self, interrupts: Interrupts) -> int:
+        """The last evaluation; returns the signal that ended it, 0 for none.
+
+        The last checkpoint is there already, so that the next run goes on with this.
+        """
+
+        def last() -> None:
+            with interrupts.raised():
+                self._evaluate(final=True)
+            self.logger.hparams(board.hparams(flatten(self.config)), self.evaluated)
+            log.info("done: %s", self.folder.path)
+
+        try:
+            self.world.first(last)
+        except Interrupted as interrupted:
+            return int(interrupted.args[0])
+        return 0
 
     def _save(self) -> None:
         ema = dict(self.state.ema.net.state_dict())
@@ -272,6 +294,7 @@ class Experiment:
             "peak_memory_bytes": runtime.peak_memory_bytes(self.device),
             "parameters": sum(p.numel() for p in self.net.parameters()),
             "precision": str(self.dtype).removeprefix("torch."),
+            "sources": self.sources,
             "git_commit": runtime.git_commit(),
             "versions": runtime.versions(),
             "device": runtime.device_name(self.device),

@@ -192,7 +192,19 @@ def check(config: dict[str, Any], folder: RunFolder) -> None:
     validate.check(config)
     folder.check(config)
     if config["objective"].get("teacher_recipe"):
-        check(plain(_teacher_config(config)), RunFolder(folder.path / "teacher"))
+        _check_recipe(config, RunFolder(folder.path / "teacher"))
+
+
+def _check_recipe(config: dict[str, Any], folder: RunFolder) -> None:
+    """Refuse a teacher that could be trained but not distilled."""
+    teacher, objective = plain(_teacher_config(config)), config["objective"]
+    check(teacher, folder)
+    recipe, overrides = objective["teacher_recipe"], objective["teacher_overrides"]
+    source = f"objective.teacher_recipe={recipe} with teacher_overrides={overrides}"
+    validate.check_fits(teacher, config, source)
+    validate.check_velocity(teacher, source)
+    if objective["init"] == validate.FROM_TEACHER:
+        validate.check_same_network(teacher, config, source)
 
 
 def main(cfg: DictConfig) -> float | None:

@@ -4,13 +4,16 @@ Reads the files that `scm.evaluate` wrote and refuses to put side by side what c
 """
 
 import json
+import logging
 from pathlib import Path
 from typing import Any
 
-from scm.checkpoint import EMA_FILE
+from scm.checkpoint import EMA_FILE, stored_digest
 from scm.cli import Parser, mistakes_in_one_line
 from scm.errors import UserError
 from scm.runfolder import flatten
+
+log = logging.getLogger(__name__)
 
 FILES = (".safetensors", ".pt", ".npz")  # a run's folder may have a dot in its name
 SAME = ("data.sha256", "features.sha256")  # what makes two results comparable
@@ -26,7 +29,16 @@ def main(argv: list[str] | None = None) -> None:
     p = Parser(prog="python -m scm.results", description=main.__doc__)
     p.add_argument("results", nargs="+", type=Path, help="files of scm.evaluate, or run folders")
     with mistakes_in_one_line():
-        print(table([read(file) for file in files(p.parse_args(argv).results)]))
+        found = {file: read(file) for file in files(p.parse_args(argv).results)}
+        text = table(list(found.values()))
+        for file, result in found.items():
+            if (model := stale(file, result)) is not None:
+                log.warning(
+                    "%s: measured other weights than %s has now; `python -m scm.evaluate %s "
+                    "--overwrite` measures these",
+                    *(file, model, model),
+                )
+        print(text)
 
 
 def files(paths: list[Path]) -> list[Path]:
@@ -56,6 +68,17 @@ def read(file: Path) -> dict[str, Any]:
     ) as error:
         raise UserError(f"{file}: not a result of scm.evaluate ({error!r})") from None
     return result
+
+
+def stale(file: Path, result: dict[str, Any]) -> Path | None:
+    """The model whose weights are not those that were measured; None where they are, or unknown."""
+    own = file.parent.name == "evaluation"  # a run's folder may have been moved since
+    model = file.absolute().parent.parent if own else Path(result["model"])
+    now = stored_digest(model / "checkpoints" / EMA_FILE if model.is_dir() else model)
+    then = result.get("weights_sha256")
+    if now is None or then is None or now == then:
+        return None
+    return file.parent.parent if own else model
 
 
 def table(results: list[dict[str, Any]]) -> str:

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from scm import build, pictures, runtime, validate
+from scm import build, checkpoint, pictures, runtime, validate
 from scm.cli import Parser, check_count, check_file, mistakes_in_one_line
 from scm.composing import CONF, composed
 from scm.config import Device, Precision
@@ -118,8 +118,14 @@ def sample(arguments: argparse.Namespace) -> None:
     if arguments.grid:
         pictures.save_png(arguments.grid, pictures.grid(x[:GRID_IMAGES], columns=8))
     if arguments.out:
-        facts = {"model": arguments.model, "sampler": {name: settings}, "seed": arguments.seed}
-        _write_npz(arguments.out, x, labels, {**facts, "config": trained.config})
+        facts = {
+            "model": arguments.model,
+            "weights_sha256": checkpoint.weights_digest(dict(trained.net.state_dict())),
+            "sampler": {name: settings},
+            "seed": arguments.seed,
+            "config": trained.config,
+        }
+        _write_npz(arguments.out, x, labels, facts)
 
 
 def images(

@@ -29,6 +29,7 @@ from scm.samplers import Sampler
 log = logging.getLogger(__name__)
 
 IMAGES = 10_000  # per seed, unless asked otherwise
+SEEDS = 3
 LARGEST = 2**32  # bytes of samples in a file
 NOT_OURS = (  # what reading a file that is damaged, or of something else, may raise
     *(OSError, EOFError, zipfile.BadZipFile, zlib.error, RuntimeError, MemoryError),
@@ -60,22 +61,23 @@ class Subject:
 
 
 def subjects_of(
-    path: Path, chosen: list[list[str]] | None, n: int | None, seeds: int, machine: Machine
+    path: Path, chosen: list[list[str]] | None, n: int | None, seeds: int | None, machine: Machine
 ) -> list[Subject]:
     """All that `path` asks for: one per chosen sampler, or per sampler of the run's own.
 
     Raises UserError where `path` is no model and no file of samples, or a sampler does not suit it.
     """
     if path.suffix == ".npz":
-        if chosen:
-            raise UserError(f"{path}: holds samples already; leave --sampler away")
+        for option, given in (("--sampler", chosen), ("--seeds", seeds)):
+            if given is not None:
+                raise UserError(f"{path}: holds samples already; leave {option} away")
         return [_of_file(path, n)]
     model = Model(path, build.trained_network(path, machine.device, machine.dtype), machine)
     config = model.trained.config
     choices = [(name, name, settings) for name, settings in config["sampler"].items()]
     if chosen:
         choices = [(" ".join(words), *sampler_settings(words, config)) for words in chosen]
-    return [model.subject(*choice, n or IMAGES, seeds) for choice in choices]
+    return [model.subject(*choice, n or IMAGES, seeds or SEEDS) for choice in choices]
 
 
 @dataclass(frozen=True)
@@ -165,7 +167,7 @@ def teacher_path(path: Path, config: dict[str, Any]) -> Path | None:
         return None
     teacher = next((place for place in places if place.exists()), None)
     if teacher is None:
-        log.info("%s: its teacher %s is not here: not compared with it", path, places[0])
+        log.info("%s: its teacher %s is not here", path, places[0])
     return teacher
 
 
@@ -200,6 +202,7 @@ def _of_file(path: Path, n: int | None) -> Subject:
             "sampler": sampler,
             "calls": calls,
             "sampled_model": model,
+            "weights_sha256": settings.get("weights_sha256"),  # None: of an older version
         },
     )
 

@@ -15,6 +15,7 @@ from scm.errors import UserError
 from scm.files import found
 from scm.runfolder import flatten
 
+FROM_TEACHER = "teacher"  # objective.init: start from the teacher's weights
 TARGET_PREFIXES = ("scm.", "torch.optim.")
 TANGENT_WEIGHTINGS = {  # those whose changes_tangent is true, and their options' names
     "scm.weighting.NoPrior": "no_prior",
@@ -233,7 +234,7 @@ def _check_paths(config: dict[str, Any]) -> None:
         )
     for key in ("teacher", "init"):
         path = objective.get(key)
-        if path and not (key == "init" and path == "teacher") and not found(path).exists():
+        if path and not (key == "init" and path == FROM_TEACHER) and not found(path).exists():
             raise UserError(
                 f"objective.{key}={path}: no such file or folder; name a run's folder or a "
                 "checkpoint file"
@@ -270,3 +271,35 @@ def _check_grid(key: str, grid: dict[str, Any]) -> None:
     low, high = grid.get("sigma_min"), grid.get("sigma_max")
     if low is not None and high is not None and low >= high:
         raise UserError(f"{key}.sigma_min={low}: must be below {key}.sigma_max={high}")
+
+
+def check_fits(theirs: dict[str, Any], mine: dict[str, Any], source: str) -> None:
+    """Raise UserError where a network of config `theirs`, out of `source`, has other data."""
+    for group, name in (("data", "name"), ("data", "sigma_data"), ("model", "num_classes")):
+        ours, given = mine[group][name], theirs[group][name]
+        if ours != given:
+            raise UserError(
+                f"{source}: trained with {group}.{name}={given}, this run has {ours}; "
+                "make them equal"
+            )
+
+
+def check_velocity(theirs: dict[str, Any], source: str) -> None:
+    """Raise UserError where a network of config `theirs` is none that can be distilled."""
+    if "tangent" in theirs["objective"]:
+        raise UserError(
+            f"{source}: a consistency model, so not a velocity to distil; "
+            "train one with objective=diffusion"
+        )
+
+
+def check_same_network(theirs: dict[str, Any], mine: dict[str, Any], source: str) -> None:
+    """Weights may fit a network by their shapes alone and still mean something else in it."""
+    ours, given = flatten(mine["model"], "model"), flatten(theirs["model"], "model")
+    for key in sorted((ours | given).keys() - {"model.dropout"}):
+        if ours.get(key) != given.get(key):
+            raise UserError(
+                f"{source}: its weights are of another network, with {key}={given.get(key)}, and "
+                f"this run has {ours.get(key)}; make them equal, or train from scratch with "
+                "objective.init=null"
+            )

@@ -194,6 +194,15 @@ CASES = (
         *(QUICKSTART, "objective.teacher_overrides=['trainer.batch_size=0']"),
         says="trainer.batch_size=0: must be",
     ),
+    run(
+        QUICKSTART,
+        "model=unet_small",
+        says=("teacher_recipe", "of another network", "and this run"),
+    ),
+    run(
+        QUICKSTART, "data=fashion_mnist", says="trained with data.name=mnist, this run has fashion"
+    ),
+    run(QUICKSTART, "objective.teacher_recipe=mnist_sct", says="a consistency model, so not a"),
     run("trainer.compile=cuda_graphs", "trainer.micro_batch_size=8", says="cuda_graphs"),
     run("trainer.device=mps", says="trainer.device=mps: not on this machine"),
     run("data.sigma_data=0.3", says="data.sigma_data=0.3: mnist measures 0.481"),

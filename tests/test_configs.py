@@ -8,10 +8,10 @@ import yaml
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from runs import swept
 
-from scm import build, composing, samplers, validate, weighting
+from scm import build, composing, launch, samplers, validate, weighting
 from scm.composing import CONF
 from scm.errors import UserError
-from scm.runfolder import flatten
+from scm.runfolder import RunFolder, flatten
 
 REPOSITORY = CONF.parent
 ABLATIONS = REPOSITORY / "docs" / "ablations.md"
@@ -35,6 +35,15 @@ def composed(*overrides):
 @pytest.mark.parametrize(("group", "option"), OPTIONS, ids=["/".join(option) for option in OPTIONS])
 def test_every_option_composes_and_is_possible(group, option):
     validate.check(composed(f"{group}={option}", *NEEDED.get((group, option), [])))
+
+
+@pytest.mark.parametrize(
+    "experiment", [name for group, name in OPTIONS if (group, name[-4:]) == ("experiment", "_scd")]
+)
+def test_a_distillations_teacher_can_be_its_teacher(experiment, tmp_path):
+    run = composed(f"experiment={experiment}")
+    with initialize_config_dir(version_base="1.3", config_dir=str(CONF)):
+        launch.check(run, RunFolder(tmp_path / "run"))
 
 
 @pytest.mark.parametrize(("group", "option"), OPTIONS, ids=["/".join(option) for option in OPTIONS])

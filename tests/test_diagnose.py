@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 
 import numpy as np
 import pytest
@@ -9,7 +10,7 @@ import torch
 from PIL import Image
 from runs import TINY, trained
 
-from scm import diagnose
+from scm import checkpoint, diagnose
 from scm.trajectories import Measured
 
 IMAGE_FILES = {"gradient_map.png", "tangent_over_time.png"}
@@ -34,6 +35,17 @@ def runs(tmp_path_factory):
     )
     trained(folder / "toy", *short[:2], "data=bimodal", *TINY["mlp"])
     return folder
+
+
+def test_a_recipes_teacher_is_found_from_a_file_of_its_student(runs, tmp_path):
+    weights, config = checkpoint.read_weights(runs / "scd")
+    config["objective"] |= {"teacher": None, "teacher_recipe": "quickstart_teacher"}
+    student = tmp_path / "run" / "checkpoints" / "ema.safetensors"
+    student.parent.mkdir(parents=True)
+    checkpoint.save_weights(student, weights, config)
+    shutil.copytree(runs / "teacher", tmp_path / "run" / "teacher")
+    found = diagnosed(student, tmp_path / "out")
+    assert found["teacher"] == str(tmp_path / "run" / "teacher")
 
 
 def diagnosed(run, out, *arguments):

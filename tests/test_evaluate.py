@@ -1,6 +1,7 @@
 """`python -m scm.evaluate` and `scm.results`, end to end on tiny models and files."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -8,6 +9,7 @@ import torch
 from runs import TINY, small_quality, trained
 
 from scm import build, checkpoint, evaluate, results, sample, subjects
+from scm.errors import UserError
 from scm.samplers import ConsistencySteps, Heun, noise_blocks
 from scm.tags import QUALITY
 
@@ -127,7 +129,7 @@ def test_samplers_with_changed_values_have_their_own_files(teacher):
 
 
 @pytest.mark.slow
-def test_an_npz_file_gives_what_its_model_gives(teacher, tmp_path):
+def test_an_npz_file_gives_what_its_model_gives(teacher, tmp_path, capsys):
     out = tmp_path / "samples.npz"
     drawn = ["--sampler", "heun", "steps=2", "-n", "30", "--seed", "1", "--precision", "fp32"]
     sample.main([str(teacher), *drawn, "--out", str(out)])
@@ -136,6 +138,8 @@ def test_an_npz_file_gives_what_its_model_gives(teacher, tmp_path):
     evaluate.main([str(teacher), *SMALL, "--sampler", "heun", "steps=2", "--out", str(model)])
     from_file, from_model = read(tmp_path / "samples-n30.json"), read(model)
     assert from_file["seeds"] == [1] and from_file["calls"] == 3
+    assert from_file["weights_sha256"] == from_model["weights_sha256"]
+    assert "leave --seeds away" in failure([out, "--seeds", "2", "--overwrite"], capsys)
     for name in QUALITY:
         both = from_file["metrics"][name], from_model["metrics"][name]
         assert both[0]["mean"] == pytest.approx(both[1]["values"][1], rel=1e-9)
@@ -185,6 +189,33 @@ def test_the_results_table_is_markdown():
         ("pretrained/mnist_scd.safetensors", "mnist_scd"),
     ):
         assert results.row(result_of(model=model))[0] == shown
+
+
+def test_results_of_former_weights_are_named(tmp_path, monkeypatch, caplog):
+    """In the run's own folder, which was moved since, and beside a file of weights."""
+    monkeypatch.chdir(tmp_path)
+    weights = {"w": torch.ones(2)}
+    then = checkpoint.weights_digest(weights)
+    for model in (tmp_path / "run" / "checkpoints" / "ema.safetensors", tmp_path / "m.safetensors"):
+        model.parent.mkdir(parents=True, exist_ok=True)
+        checkpoint.save_weights(model, weights, {})
+    (tmp_path / "run" / "evaluation").mkdir()
+    files = ("run/evaluation/a-n10.json", "m-a-n10.json")
+    for file, name in zip(files, ("gone/run", "m.safetensors"), strict=True):
+        (tmp_path / file).write_text(json.dumps(result_of(model=name, weights_sha256=then)))
+    results.main(list(files))
+    assert not caplog.records
+    checkpoint.save_weights(tmp_path / "m.safetensors", {"w": torch.zeros(2)}, {})
+    results.main(list(files))
+    (record,) = caplog.records
+    said = "m-a-n10.json: measured other weights than m.safetensors has now"
+    assert record.getMessage().startswith(said)
+    checkpoint.save_weights(tmp_path / "run/checkpoints/ema.safetensors", {"w": torch.zeros(2)}, {})
+    results.main(["run"])
+    assert "`python -m scm.evaluate run --overwrite`" in caplog.records[-1].getMessage()
+    arguments = evaluate.parser().parse_args(["run"])
+    with pytest.raises(UserError, match="the weights of run have changed since; add --overwrite"):
+        evaluate._check_files([Path(files[0])], arguments)
 
 
 def test_results_that_cannot_be_compared_are_refused(tmp_path, capsys):

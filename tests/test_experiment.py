@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import shutil
 import signal
 
 import pytest
@@ -10,7 +11,7 @@ import torch
 from runs import TINY, built, trained
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from scm import build, checkpoint, composing, tags
+from scm import build, checkpoint, composing, pictures, tags
 from scm.data import IdxImages
 from scm.divergence import Diverged
 from scm.errors import UserError
@@ -128,6 +129,42 @@ def test_a_stopped_run_goes_on_exactly(stop_at, tmp_path, monkeypatch):
         [{k: v for k, v in r.items() if "images_per_second" not in k} for r in log] for log in logs
     ]
     assert strip[0] == strip[1]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_in_the_last_evaluation_stops_it_and_the_next_run_makes_it(
+    number, tmp_path, monkeypatch
+):
+    def evaluated(self, net, step, *, final):
+        os.kill(os.getpid(), number)
+        pytest.fail("the evaluation went on")
+
+    path, run = tmp_path / "run", (*TINY["unet_small"], *TWO_STEPS)
+    with monkeypatch.context() as context:
+        context.setattr(Evaluator, "__call__", evaluated)
+        stopped = trained(path, *run)
+    assert (stopped["status"], stopped["signal"], stopped["steps"]) == ("stopped", number, 2)
+    assert json.loads((path / "metrics.json").read_text()) == stopped
+    metrics = trained(path, *run)
+    assert (metrics["status"], metrics["steps"]) == ("done", 2) and "eval/loss" in metrics[
+        "metrics"
+    ]
+
+
+@pytest.mark.slow
+def test_a_run_that_cannot_go_on_has_failed_and_keeps_its_numbers(tmp_path, monkeypatch):
+    path, run = tmp_path / "run", (*TINY["unet_small"], "trainer.budget.steps=8")
+    with monkeypatch.context() as context:
+        signal_at(3, context)
+        before = trained(path, *run)
+    for file in (path / "checkpoints").glob("step-*"):
+        file.write_bytes(b"damaged")
+    with pytest.raises(UserError, match="no whole checkpoint"):
+        trained(path, *run)
+    metrics = json.loads((path / "metrics.json").read_text())
+    assert metrics["status"] == "failed" and "no whole checkpoint" in metrics["traceback"]
+    assert metrics["steps"] == before["steps"] == 4
 
 
 @pytest.mark.slow
@@ -270,6 +307,55 @@ def test_a_consistency_model_is_no_teacher_and_another_network_does_not_fit(teac
             same_shapes,
             teacher=teacher,
         )
+
+
+@pytest.mark.slow
+def test_a_run_goes_on_with_the_very_teacher_that_it_began_with(teachers, tmp_path, monkeypatch):
+    teacher, path = tmp_path / "teacher.safetensors", tmp_path / "run"
+    weights, config = checkpoint.read_weights(teachers("unet_small"))
+    checkpoint.save_weights(teacher, weights, config)
+    run = ("objective=scd", f"objective.teacher={teacher}", *TINY["unet_small"])
+    run += ("trainer.budget.steps=4",)
+    with monkeypatch.context() as context:
+        signal_at(1, context)
+        sources = trained(path, *run, teacher=teacher)["sources"]
+    digest = checkpoint.weights_digest(weights)
+    assert sources == {"teacher": {"path": str(teacher), "weights_sha256": digest}}
+    built(path, *run, teacher=teacher)
+    next(iter(weights.values())).add_(1)
+    checkpoint.save_weights(teacher, weights, config)
+    with pytest.raises(UserError, match=f"objective.teacher at {teacher} has other weights now"):
+        built(path, *run, teacher=teacher)
+
+
+@pytest.mark.slow
+def test_an_unfinished_teacher_is_named(teachers, tmp_path, caplog):
+    teacher = tmp_path / "teacher"
+    shutil.copytree(teachers("unet_small"), teacher)
+    run = ("objective=scd", f"objective.teacher={teacher}", *TINY["unet_small"])
+    built(tmp_path / "run", *run, teacher=teacher)
+    assert "not done" not in caplog.text
+    metrics = json.loads((teacher / "metrics.json").read_text())
+    (teacher / "metrics.json").write_text(json.dumps({**metrics, "status": "stopped"}))
+    built(tmp_path / "run", *run, teacher=teacher)
+    (record,) = [r for r in caplog.records if "not done" in r.getMessage()]
+    assert record.getMessage() == f"objective.teacher={teacher}: that run is stopped, not done"
+
+
+@pytest.mark.parametrize(
+    ("objective", "drawn"),
+    [
+        ("sct", ["mean squared error"]),
+        ("diffusion", ["mean squared error", "1 / learned weight"]),
+    ],
+)
+def test_a_learned_weight_is_drawn_where_there_is_one(objective, drawn, tmp_path, monkeypatch):
+    experiment = built(tmp_path / "run", f"objective={objective}", *TINY["unet_small"])
+    monkeypatch.setattr(pictures, "curves", lambda _, lines, **__: lines)
+    result = Evaluation()
+    with torch.no_grad():
+        experiment.evaluator._loss_over_noise(experiment.state.ema.net, 0, result)
+    assert list(result.pictures["loss_over_noise"]) == drawn
 
 
 @pytest.mark.slow

@@ -10,7 +10,7 @@ import pytest
 import yaml
 from runs import QUICK, TINY, built_of, small_quality, swept, trained_of
 
-from scm import board, build, compare, page, report, runs, stats, svg
+from scm import board, build, compare, page, report, runs, stats, svg, tags
 from scm.errors import UserError
 
 CONFIG = {
@@ -71,6 +71,8 @@ def test_labels_are_short_where_that_is_unambiguous(tmp_path):
 
 def test_the_best_is_marked_by_the_metrics_direction_and_tested_by_seed(folder):
     result = compare.compared(runs.found([folder]))
+    assert tags.direction("final/x/recall") == 1 and tags.direction("eval/loss") == -1
+    assert tags.direction("final/x/memorisation") == 0
     for tag in result.columns:  # unit has the lower distances, and 1 / distance as its recall
         best, other = (result.cells[f"weighting={w}", tag] for w in ("unit", "no_prior"))
         assert best.best and not other.best and best.p is None
