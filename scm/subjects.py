@@ -16,7 +16,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from hydra.errors import InstantiationException
 from torch import Tensor
 
 from scm import build, checkpoint
@@ -32,7 +31,7 @@ IMAGES = 10_000  # per seed, unless asked otherwise
 LARGEST = 2**32  # bytes of samples in a file
 NOT_OURS = (  # what reading a file that is damaged, or of something else, may raise
     *(OSError, EOFError, zipfile.BadZipFile, zlib.error, RuntimeError, MemoryError),
-    *(KeyError, ValueError, TypeError, AttributeError, InstantiationException),
+    *(ValueError, *build.NOT_WHOLE),
 )
 TEACHER_IMAGES = 512  # that student and teacher both make from the same noise
 
