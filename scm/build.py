@@ -39,6 +39,8 @@ NOT_ARGUMENTS = (  # keys of the objective group that its class does not take
     "teacher_overrides",
 )
 
+NOT_WHOLE = (KeyError, TypeError, AttributeError, InstantiationException)  # of a file's config
+
 log = logging.getLogger(__name__)
 
 
@@ -74,7 +76,7 @@ def stored_dataset(config: dict[str, Any], path: str | Path) -> Dataset:
     data = config["data"]
     try:
         return dataset({**data, "download": False} if "download" in data else data)
-    except (KeyError, TypeError, InstantiationException) as error:
+    except NOT_WHOLE as error:
         raise _no_config(path, error) from error
 
 
@@ -99,14 +101,14 @@ def trained_network(path: str | Path, device: torch.device, dtype: torch.dtype) 
     except UserError as error:
         named = str(error).startswith(str(path))
         raise UserError(str(error) if named else f"{path}: {error}") from error
-    except (KeyError, TypeError, AttributeError, InstantiationException) as error:
+    except NOT_WHOLE as error:
         raise _no_config(path, error) from error
     load_weights(net, weights, str(path))
     return Trained(net.eval().requires_grad_(False), config)
 
 
 def check_stored(config: dict[str, Any]) -> None:
-    """Raise UserError, KeyError, TypeError or AttributeError where a file's config is not whole.
+    """Raise UserError, or one of `NOT_WHOLE`, where a file's config is not whole.
 
     Its values are in their ranges afterwards, and those used by themselves are of their types.
     """

@@ -19,7 +19,6 @@ import torch
 from torch import Tensor
 
 from scm import build, checkpoint
-from scm.construct import InstantiationException
 from scm.data import to_uint8
 from scm.errors import UserError
 from scm.files import REPOSITORY, found
@@ -33,7 +32,7 @@ SEEDS = 3
 LARGEST = 2**32  # bytes of samples in a file
 NOT_OURS = (  # what reading a file that is damaged, or of something else, may raise
     *(OSError, EOFError, zipfile.BadZipFile, zlib.error, RuntimeError, MemoryError),
-    *(KeyError, ValueError, TypeError, AttributeError, InstantiationException),
+    *(ValueError, *build.NOT_WHOLE),
 )
 TEACHER_IMAGES = 512  # that student and teacher both make from the same noise
 

@@ -5,6 +5,7 @@ from fnmatch import fnmatchcase
 
 import pytest
 import yaml
+from hydra import initialize_config_dir
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from runs import swept
 
