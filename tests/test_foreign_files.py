@@ -136,7 +136,7 @@ def samples(path, **changes):
 
 def test_samples_of_a_strangers_are_read_or_refused_in_one_line(tmp_path):
     path = tmp_path / "x.npz"
-    assert subjects.subjects_of(samples(path), None, None, 1, MACHINE)[0].n == 20
+    assert subjects.subjects_of(samples(path), None, None, None, MACHINE)[0].n == 20
     for changes in (
         {"config": {}},
         {"config": [1]},
@@ -147,7 +147,7 @@ def test_samples_of_a_strangers_are_read_or_refused_in_one_line(tmp_path):
         {"sampler": {"a": {"_target_": CALL}}},
     ):
         with pytest.raises(UserError, match=r"x\.npz: no samples that"):
-            subjects.subjects_of(samples(path, **changes), None, None, 1, MACHINE)
+            subjects.subjects_of(samples(path, **changes), None, None, None, MACHINE)
 
 
 def npz(path, shape, written):
@@ -164,11 +164,11 @@ def npz(path, shape, written):
 def test_samples_that_would_fill_the_memory_are_refused(tmp_path, monkeypatch):
     path = tmp_path / "x.npz"
     with pytest.raises(UserError, match="no samples that"):  # claims a terabyte, has nothing
-        subjects.subjects_of(npz(path, (2**30, 28, 28), 0), None, None, 1, MACHINE)
+        subjects.subjects_of(npz(path, (2**30, 28, 28), 0), None, None, None, MACHINE)
     monkeypatch.setattr(subjects, "LARGEST", 2**25)
     monkeypatch.setattr(np, "load", lambda *_, **__: pytest.fail("unpacked"))
     with pytest.raises(UserError, match="unpacks to more than"):
-        subjects.subjects_of(npz(path, (4, 2**24), 2**26), None, None, 1, MACHINE)
+        subjects.subjects_of(npz(path, (4, 2**24), 2**26), None, None, None, MACHINE)
     assert path.stat().st_size < 2**18
 
 
@@ -181,7 +181,7 @@ def test_pickled_arrays_are_refused(tmp_path):
 
     np.savez(tmp_path / "x.npz", images=np.array([Bomb()]), settings=np.array("{}"))
     with pytest.raises(UserError, match="no samples that"):
-        subjects.subjects_of(tmp_path / "x.npz", None, None, 1, MACHINE)
+        subjects.subjects_of(tmp_path / "x.npz", None, None, None, MACHINE)
     assert not canary.exists()
 
 
