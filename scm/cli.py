@@ -30,7 +30,7 @@ def interrupted() -> NoReturn:
 def check_count(option: str, value: int | None, least: int, most: int) -> None:
     """Raise UserError where a number on the command line is too small or senselessly large."""
     if value is not None and not least <= value <= most:
-        raise UserError(f"{option}={value}: must be at least {least} and at most {most:,}")
+        raise UserError(f"{option} {value}: must be at least {least} and at most {most:,}")
 
 
 def check_file(path: Path | None, *, overwrite: bool) -> None:

@@ -179,8 +179,8 @@ def _teacher_of(arguments: argparse.Namespace, config: dict[str, Any]) -> str | 
 
 
 def _out_folder(arguments: argparse.Namespace) -> Path:
-    check_count("n", arguments.n, 2, LARGEST)
-    check_count("steps", arguments.steps, 2, LARGEST)
+    check_count("-n", arguments.n, 2, LARGEST)
+    check_count("--steps", arguments.steps, 2, LARGEST)
     model = Path(arguments.model)
     if arguments.out is None and model.is_file():
         raise UserError(f"{model}: a file; name the folder to write into with --out")

@@ -61,7 +61,7 @@ def main(argv: list[str] | None = None) -> None:
 def evaluate(arguments: argparse.Namespace) -> None:
     """Measure what `arguments` (of `parser`) ask for; everything is checked before the first."""
     check_counts(arguments)
-    check_count("batch_size", arguments.batch_size, 1, MOST_IMAGES)
+    check_count("--batch-size", arguments.batch_size, 1, MOST_IMAGES)
     runtime.prepare(None)
     device = runtime.find_device(Device[arguments.device])
     machine = Machine(
@@ -93,8 +93,8 @@ def evaluate(arguments: argparse.Namespace) -> None:
 
 def check_counts(arguments: argparse.Namespace) -> None:
     """Raise UserError where there are too few or too many images or seeds."""
-    check_count("n", arguments.n, SMALLEST, MOST_IMAGES)
-    check_count("seeds", arguments.seeds, 1, MOST_SEEDS)
+    check_count("-n", arguments.n, SMALLEST, MOST_IMAGES)
+    check_count("--seeds", arguments.seeds, 1, MOST_SEEDS)
 
 
 def _check_files(files: list[Path], arguments: argparse.Namespace) -> None:

@@ -162,8 +162,8 @@ def images(
 def _check(arguments: argparse.Namespace) -> None:
     if not (arguments.out or arguments.grid):
         raise UserError("nothing to write: add --out samples.npz, --grid grid.png, or both")
-    check_count("n", arguments.n, 1, MOST_IMAGES)
-    check_count("batch_size", arguments.batch_size, 1, MOST_IMAGES)
+    check_count("-n", arguments.n, 1, MOST_IMAGES)
+    check_count("--batch-size", arguments.batch_size, 1, MOST_IMAGES)
     for path in (arguments.out, arguments.grid):
         check_file(path, overwrite=arguments.overwrite)
 

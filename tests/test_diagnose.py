@@ -122,7 +122,7 @@ def test_the_default_folder_is_the_runs_and_is_not_overwritten_unasked(runs, cap
         (["RUNS/nowhere"], "no such file or folder"),
         (["RUNS/sct", "--teacher", "RUNS/scd"], "--teacher=RUNS/scd: a consistency model"),
         (["RUNS/toy", "--teacher", "RUNS/teacher"], "--teacher=RUNS/teacher: trained with data."),
-        (["RUNS/sct", "-n", "1"], "n=1: must be at least 2"),
+        (["RUNS/sct", "-n", "1"], "-n 1: must be at least 2"),
         (["RUNS/conditional", "--label", "3"], "--label 3: without a teacher"),
         (["RUNS/sct", "--label", "3"], "--label 3: the model is unconditional"),
     ],

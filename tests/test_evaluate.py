@@ -155,8 +155,8 @@ def test_mistakes_are_one_line_before_any_work(teacher, tmp_path, capsys):
     np.savez(foreign, images=np.zeros((20, 28, 28), np.uint8))
     for arguments, said in (
         ([tmp_path / "none"], "no such file or folder"),
-        ([teacher, "-n", "9"], "n=9: must be at least 10"),
-        ([teacher, "--seeds", "0"], "seeds=0: must be at least 1"),
+        ([teacher, "-n", "9"], "-n 9: must be at least 10"),
+        ([teacher, "--seeds", "0"], "--seeds 0: must be at least 1"),
         ([teacher, "--sampler", "magic"], "--sampler magic: unknown"),
         ([teacher, teacher, "-n", "10"], "would hold several results"),
         ([teacher, "-n", "10", "--out", tmp_path / "no" / "x.json"], "there is no folder"),

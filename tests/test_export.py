@@ -76,7 +76,7 @@ def test_what_cannot_be_shipped_is_refused_and_leaves_nothing(run, tmp_path, cap
         (["--sampler", "bogus"], "--sampler bogus: unknown"),
         (["--sampler", "multi_step", "times=[1,2]"], "must fall"),
         (["--sampler", "two_step", "--sampler", "two_step"], "asked for twice"),
-        (["-n", "5"], "n=5: must be at least 10"),
+        (["-n", "5"], "-n 5: must be at least 10"),
     ):
         assert said in failure([run, tmp_path / "digits", *more], capsys)
     assert "a folder" in failure([run, tmp_path], capsys)

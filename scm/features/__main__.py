@@ -65,7 +65,7 @@ def make(arguments: argparse.Namespace) -> None:
     name, *changes = arguments.data
     out = arguments.out or tags.feature_weights(name)
     check_file(out, overwrite=arguments.overwrite)
-    check_count("epochs", arguments.epochs, 1, MOST_EPOCHS)
+    check_count("--epochs", arguments.epochs, 1, MOST_EPOCHS)
     runtime.prepare(None)
     device = runtime.find_device(Device[arguments.device])
     config = composed([f"data={name}", *(f"data.{change}" for change in changes)])["data"]
