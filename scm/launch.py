@@ -133,7 +133,8 @@ def _shared_config(hydra_cfg: DictConfig) -> DictConfig:
     swept = _swept(hydra_cfg)
     overrides = OverridesParser.create().parse_overrides(list(hydra_cfg.overrides.task))
     shared = [str(o.input_line) for o in overrides if o.key_or_group not in swept]
-    paths = [text for text in hydra_cfg.overrides.hydra if text.startswith("hydra.searchpath=")]
+    given: Any = OmegaConf.to_container(hydra_cfg.overrides.hydra, resolve=False)  # ${...} as typed
+    paths = [text for text in given if text.startswith("hydra.searchpath=")]
     return compose(hydra_cfg.job.config_name, overrides=[*shared, *paths])
 
 

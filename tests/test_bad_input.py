@@ -277,7 +277,7 @@ CASES = (
     evaluate("{place}/text.npz", says="text.npz: no samples that `python -m scm.sample` wrote"),
     evaluate("{place}/zeros.npz", says="zeros.npz: no samples that"),
     evaluate("{place}/toy", "-n", "9", says="-n 9: must be at least 10"),
-    evaluate("{place}/toy", "--seeds", "1000000000", says="seeds=1000000000: must be"),
+    evaluate("{place}/toy", "--seeds", "1000000000", says="--seeds 1000000000: must be"),
     evaluate(TOY_RUN, *ONE_STEP, "--out", "{place}/nowhere/x.json", says="there is no folder"),
     evaluate(says="models"),
     tabulate("{place}/text.pt", says="text.pt: not a result of scm.evaluate"),

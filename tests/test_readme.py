@@ -46,3 +46,17 @@ def test_the_table_of_results_is_the_commands_output():
 def test_every_picture_and_link_to_a_file_exists():
     links = re.findall(r"\]\(([^)#:]+)\)", README)
     assert links and [link for link in links if not (REPOSITORY / link).exists()] == []
+
+
+@pytest.mark.parametrize("sweep", ["tangent", "time_embedding", "weighting", "discretization"])
+def test_the_tables_of_ablations_are_the_reports(sweep):
+    """README shows one row per setting, cut from the summary.md that the sweep wrote."""
+    section = re.search(rf"<!-- {sweep} -->\n(.*?)\n<!-- end -->", README, re.S)
+    written = (REPOSITORY / "docs" / "ablations" / sweep / "summary.md").read_text()
+    settings = re.findall(r"^\| (\w[^|]*=[^|]*) \|", written, re.MULTILINE)
+    assert section and len(settings) >= 4
+    shown = [line.strip("|").split("|") for line in section[1].splitlines()[2:]]
+    assert [cells[0].strip() for cells in shown] == settings
+    for setting, one_step, two_steps in shown:
+        row = next(line for line in written.splitlines() if line.startswith(f"|{setting}|"))
+        assert row.split("|")[3:5] == [one_step, two_steps]

@@ -310,6 +310,11 @@ def test_ticks_lie_inside_and_are_round(low, high, log):
     assert all(re.fullmatch(r"[125]0*(\.0*)?|0|[\d.]*", f"{tick:g}") for tick in ticks)
 
 
+def test_short_numbers():
+    values = (1000, 999.4, 12345, 0.03125, 2.5e6, 0)
+    assert [svg.short(value) for value in values] == ["1000", "999", "12.3k", "0.0312", "2.5M", "0"]
+
+
 def test_a_constant_and_a_single_point_can_be_drawn():
     line = svg.Series("x", 0, [1.0], [0.0], [0.0], [0.0])
     assert "<circle" in svg.chart([line], title="t", xlabel="x", log_y=True)
