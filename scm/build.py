@@ -1,4 +1,4 @@
-"""From a composed config to objects: networks out of runs, and all that a run needs.
+"""From a config to the objects that every command needs: data, networks out of runs, samplers.
 
 Configs are plain resolved dicts here, whether they come from Hydra or out of a checkpoint.
 """
@@ -11,33 +11,16 @@ from typing import Any
 
 import torch
 from hydra.errors import InstantiationException
-from omegaconf import OmegaConf
 from torch import nn
 
-from scm import checkpoint, distributed, features, rng, runtime, tags, validate
-from scm.config import TrainerConfig
+from scm import checkpoint, features, tags, validate
 from scm.construct import construct
 from scm.data import Dataset, IdxImages
 from scm.errors import UserError
-from scm.evaluator import Evaluator
-from scm.experiment import Experiment
 from scm.files import found
-from scm.judge import Judge
-from scm.objectives import Objective
 from scm.quality import Quality, quality_of
-from scm.runfolder import RunFolder, Status, flatten
+from scm.runfolder import RunFolder, Status
 from scm.samplers import Sampler
-
-WEIGHTS_SHA256 = "weights_sha256"
-NOT_ARGUMENTS = (  # keys of the objective group that its class does not take
-    "lr",
-    "betas",
-    "dropout",
-    "init",
-    "teacher",
-    "teacher_recipe",
-    "teacher_overrides",
-)
 
 NOT_WHOLE = (KeyError, TypeError, AttributeError, InstantiationException)  # of a file's config
 
@@ -61,6 +44,11 @@ class Trained:
     def sigma_data(self) -> float:
         """The data's standard deviation in the run."""
         return self.config["data"]["sigma_data"]
+
+    @property
+    def sha256(self) -> str:
+        """What the weights are known by."""
+        return checkpoint.weights_digest(dict(self.net.state_dict()))
 
 
 def dataset(config: dict[str, Any]) -> Dataset:
@@ -166,152 +154,16 @@ def quality(dataset: Dataset, device: torch.device) -> Quality:
     return quality_of(dataset, features.load(tags.feature_weights(dataset.name), device))
 
 
-def experiment(
-    config: dict[str, Any], folder: RunFolder, *, config_text: str, teacher: str | None
-) -> Experiment:
-    """Build everything that a run needs; nothing is written. UserError where the parts do not fit.
-
-    `teacher` is the path of the model to distil, for an objective that does.
-    """
-    trainer: TrainerConfig = OmegaConf.to_object(
-        OmegaConf.merge(OmegaConf.structured(TrainerConfig), config["trainer"])
-    )  # type: ignore[assignment]
-    runtime.prepare(trainer.threads)
-    device = runtime.find_device(trainer.device)
-    dtype = runtime.find_dtype(trainer.precision, device)
-    world = distributed.world()
-    world.check(trainer.batch_size, device)
-    data = dataset(config["data"]).to(device)
-    torch.manual_seed(rng.derive_seed(config["seed"], "weights"))
-    net = network(config, device, dtype)
-    objective, sources = _objective(config, net, teacher, device, dtype)
-    _check_sources(folder, sources)
-    samplers = {
-        name: sampler(settings, name, data.sigma_data)
-        for name, settings in config["sampler"].items()
-    }
-    labels = config["model"]["num_classes"] > 0
-    if labels and config["model"]["num_classes"] != data.num_classes:
-        raise UserError(
-            f"model.num_classes={config['model']['num_classes']}: {data.name} has "
-            f"{data.num_classes} classes; use that number, or 0 for an unconditional model"
-        )
-    return Experiment(
-        folder=folder,
-        config=config,
-        config_text=config_text,
-        trainer=trainer,
-        dataset=data,
-        net=net,
-        objective=objective,
-        sources=sources,
-        optimizer=construct(
-            torch.optim.Optimizer, "optimizer", config["optimizer"], params=list(net.parameters())
-        ),
-        evaluator=Evaluator(
-            objective=objective,
-            dataset=data,
-            samplers=samplers,
-            seed=config["seed"],
-            labels=labels,
-            device=device,
-            judge=_judge(config, data, samplers, device),
-        ),
-        device=device,
-        dtype=dtype,
-        world=world,
-    )
-
-
-def _judge(
-    config: dict[str, Any], dataset: Dataset, samplers: dict[str, Sampler], device: torch.device
-) -> Judge | None:
-    """What measures the samples of the run; None where it is not to, or cannot."""
-    trainer = config["trainer"]
-    wanted = trainer["quality_images"] or trainer["final_quality_images"]
-    if not wanted or not isinstance(dataset, IdxImages):
-        return None
-    if not tags.quality_groups(config):
-        log.info(
-            "no quality metrics: there is no feature network for %s; `%s` makes one",
-            dataset.name,
-            features.train_command(dataset.name),
-        )
-        return None
-    return Judge(
-        quality=quality(dataset, device),
-        samplers=samplers,
-        images=trainer["quality_images"],
-        final_images=trainer["final_quality_images"],
-        seed=config["seed"],
-        num_classes=config["model"]["num_classes"],
-        image_shape=dataset.image_shape,
-        sigma_data=dataset.sigma_data,
-        device=device,
-    )
-
-
-def _objective(
-    config: dict[str, Any],
-    net: nn.Module,
-    teacher: str | None,
-    device: torch.device,
-    dtype: torch.dtype,
-) -> tuple[Objective, dict[str, dict[str, str]]]:
-    """The objective with its weighting and teacher; `net` gets its starting weights.
-
-    And where the weights of both came from, for metrics.json.
-    """
-    settings = config["objective"]
-    parts: dict[str, Any] = {
-        "weighting": construct(object, "weighting", config["weighting"]),
-        "sigma_data": config["data"]["sigma_data"],
-    }
-    init, sources = settings.get("init"), {}
-    start: Trained | None = None
-    if teacher:
-        distilled = velocity_model(teacher, "objective.teacher", config, device, dtype)
-        parts["teacher"], sources["teacher"] = distilled.net, _source(teacher, distilled)
-        if init == validate.FROM_TEACHER:
-            start, init = distilled, teacher
-    if init is not None and start is None:
-        start = _fitting(init, "objective.init", config, device, dtype)
-        sources["init"] = _source(init, start)
-    if start is not None:
-        key = f"objective.init={init}"
-        validate.check_same_network(start.config, config, key)
-        load_weights(net, start.net.state_dict(), key)
-    arguments = {key: value for key, value in settings.items() if key not in NOT_ARGUMENTS}
-    return construct(Objective, "objective", arguments, **parts), sources
-
-
-def _source(path: str, trained: Trained) -> dict[str, str]:
-    return {"path": path, WEIGHTS_SHA256: checkpoint.weights_digest(dict(trained.net.state_dict()))}
-
-
-def _check_sources(folder: RunFolder, sources: dict[str, dict[str, str]]) -> None:
-    """Refuse to go on with a run where other weights now stand at the path of its teacher's."""
-    if not any(folder.checkpoints.glob(f"*{checkpoint.SUFFIX}")):
-        return  # it begins anew
-    before = flatten(folder.metrics().get("sources"))
-    for key, source in sources.items():
-        if before.get(f"{key}.{WEIGHTS_SHA256}", source[WEIGHTS_SHA256]) != source[WEIGHTS_SHA256]:
-            raise UserError(
-                f"{folder.path}: its objective.{key} at {source['path']} has other weights now "
-                "than when the run began; put the former back, or begin a run in another folder"
-            )
-
-
 def velocity_model(
     path: str, key: str, config: dict[str, Any], device: torch.device, dtype: torch.dtype
 ) -> Trained:
     """A trained diffusion network for this run's data and classes; `key` names it in errors."""
-    trained = _fitting(path, key, config, device, dtype)
+    trained = fitting_network(path, key, config, device, dtype)
     validate.check_velocity(trained.config, f"{key}={path}")
     return trained
 
 
-def _fitting(
+def fitting_network(
     path: str, key: str, config: dict[str, Any], device: torch.device, dtype: torch.dtype
 ) -> Trained:
     """A trained network for this run's data and classes."""

@@ -24,6 +24,7 @@ log = logging.getLogger(__name__)
 
 SUFFIX = ".pt"
 EMA_FILE = "ema.safetensors"
+WEIGHTS_SHA256 = "weights_sha256"  # key of `weights_digest` in every record that names weights
 BEST_FILE = "best.safetensors"  # the EMA weights of the best evaluation so far
 
 

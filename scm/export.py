@@ -20,7 +20,6 @@ from scm.files import write_atomic
 from scm.runfolder import RunFolder, Status
 from scm.sample import sampler_settings
 
-WEIGHTS = "weights_sha256"  # of a result
 ENDINGS = (".safetensors", ".md")
 LARGEST = 10 * 2**20  # bytes of a file of weights that may stand in a repository
 
@@ -95,7 +94,8 @@ def card(run: RunFolder, weights_file: Path, config: dict[str, Any], judged: lis
     overrides = yaml.safe_load((run.path / ".hydra" / "overrides.yaml").read_text())
     sha256 = checkpoint.weights_digest(checkpoint.read_weights(weights_file)[0])
     files = sorted(weights_file.parent.glob(f"{escape(weights_file.stem)}-*-n*.json"))
-    found = [result for result in map(results.read, files) if result.get(WEIGHTS) == sha256]
+    written = map(results.read, files)
+    found = [result for result in written if result.get(checkpoint.WEIGHTS_SHA256) == sha256]
     facts = {
         "command": f"`python run.py {shlex.join(overrides)}`",
         "commit": f"`{metrics['git_commit']}`",

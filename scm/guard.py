@@ -27,8 +27,8 @@ TARGETS = {  # what may be called, by where it stands
     "hydra.sweeper._target_": rf"{OWN}Sweeper|{PLUGIN}Sweeper",
     "hydra.sweeper.sampler._target_": SAMPLERS,
     "hydra.sweeper.sampler._partial_": "True",  # the grid sampler's: Optuna's sweeper completes it
-    "hydra.callbacks.check_first._target_": r"scm\.launch\.CheckFirst",
-    "hydra.callbacks.sweep._target_": r"scm\.launch\.Sweep",
+    "hydra.callbacks.check_first._target_": r"scm\.callbacks\.CheckFirst",
+    "hydra.callbacks.sweep._target_": r"scm\.callbacks\.Sweep",
 }
 LOGGING = ("hydra.job_logging", "hydra.hydra_logging")
 HANDLERS = ("logging.StreamHandler", "logging.NullHandler")

@@ -8,7 +8,7 @@ import logging
 from pathlib import Path
 from typing import Any
 
-from scm.checkpoint import EMA_FILE, stored_digest
+from scm.checkpoint import EMA_FILE, WEIGHTS_SHA256, stored_digest
 from scm.cli import Parser, mistakes_in_one_line
 from scm.errors import UserError
 from scm.runfolder import flatten
@@ -75,7 +75,7 @@ def stale(file: Path, result: dict[str, Any]) -> Path | None:
     own = file.parent.name == "evaluation"  # a run's folder may have been moved since
     model = file.absolute().parent.parent if own else Path(result["model"])
     now = stored_digest(model / "checkpoints" / EMA_FILE if model.is_dir() else model)
-    then = result.get("weights_sha256")
+    then = result.get(WEIGHTS_SHA256)
     if now is None or then is None or now == then:
         return None
     return file.parent.parent if own else model

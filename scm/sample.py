@@ -14,7 +14,8 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from scm import build, checkpoint, pictures, runtime, validate
+from scm import build, pictures, runtime, validate
+from scm.checkpoint import WEIGHTS_SHA256
 from scm.cli import Parser, check_count, check_file, mistakes_in_one_line
 from scm.composing import CONF, composed
 from scm.config import Device, Precision
@@ -120,7 +121,7 @@ def sample(arguments: argparse.Namespace) -> None:
     if arguments.out:
         facts = {
             "model": arguments.model,
-            "weights_sha256": checkpoint.weights_digest(dict(trained.net.state_dict())),
+            WEIGHTS_SHA256: trained.sha256,
             "sampler": {name: settings},
             "seed": arguments.seed,
             "config": trained.config,

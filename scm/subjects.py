@@ -18,7 +18,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from scm import build, checkpoint
+from scm import build
+from scm.checkpoint import WEIGHTS_SHA256
 from scm.data import to_uint8
 from scm.errors import UserError
 from scm.files import REPOSITORY, found
@@ -101,7 +102,7 @@ class Model:
                 "title": title,
                 "sampler": {name: settings},
                 "calls": sampler.calls,
-                "weights_sha256": checkpoint.weights_digest(dict(self.trained.net.state_dict())),
+                WEIGHTS_SHA256: self.trained.sha256,
                 **({"teacher": self.from_teacher} if self.from_teacher else {}),
             }
 
@@ -201,7 +202,7 @@ def _of_file(path: Path, n: int | None) -> Subject:
             "sampler": sampler,
             "calls": calls,
             "sampled_model": model,
-            "weights_sha256": settings.get("weights_sha256"),  # None: of an older version
+            WEIGHTS_SHA256: settings.get(WEIGHTS_SHA256),  # None: of an older version
         },
     )
 

@@ -1,6 +1,6 @@
 """A sweep: runs in one folder, which its name fixes, each in one that its overrides fix.
 
-So the same command goes on with it. No torch and no Hydra: `scm.launch` has the calls from there.
+So the same command goes on with it. No torch and no Hydra, which calls `scm.callbacks`.
 """
 
 import hashlib

@@ -9,7 +9,7 @@ import torch
 import yaml
 from hydra import compose, initialize_config_dir
 
-from scm import build, composing, features, launch, tags
+from scm import assembly, build, composing, features, launch, tags
 from scm.data import Dataset
 from scm.experiment import Experiment
 from scm.quality import Quality
@@ -57,7 +57,7 @@ def built_of(composed: dict[str, Any], path: Path, teacher: Path | None = None) 
     """That of a composed config."""
     folder = RunFolder(path)
     launch.check(composed, folder)
-    return build.experiment(
+    return assembly.experiment(
         composed,
         folder,
         config_text=yaml.safe_dump(composed),

@@ -14,7 +14,7 @@ from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 from runs import QUICK, TINY, trained
 
-from scm import checkpoint, distributed, launch
+from scm import callbacks, checkpoint, distributed
 from scm.composing import CONF, register
 from scm.distributed import Processes, World
 from scm.errors import UserError
@@ -114,7 +114,7 @@ def test_all_processes_take_the_first_ones_time(key, monkeypatch):
         timed = "hydra.sweep.dir='outputs/a-${now:%S}'"  # a sweep's own name has no time in it
         cfg = compose("config", overrides=[*QUICK, timed], return_hydra_config=True)
     cfg.hydra.job.config_name = "config"
-    launch._share_time(cfg, key)
+    callbacks._share_time(cfg, key)
     section = cfg.hydra.run if key == "hydra.run.dir" else cfg.hydra.sweep
     assert section.dir.endswith("-THE-FIRST-ONES")
 
@@ -125,11 +125,11 @@ def test_processes_that_start_processes_or_searches_are_refused(part, monkeypatc
     basic = {p: {"_target_": f"a.Basic{p.title()}"} for p in ("launcher", "sweeper")}
     choices = {"hydra/launcher": "basic", "hydra/sweeper": "basic", f"hydra/{part}": "other"}
     cfg = OmegaConf.create({**basic, part: plugin, "runtime": {"choices": choices}})
-    launch._refuse_processes(cfg)
+    callbacks._refuse_processes(cfg)
     monkeypatch.setenv("WORLD_SIZE", "2")
-    launch._refuse_processes(OmegaConf.create({**basic, "runtime": {"choices": choices}}))
+    callbacks._refuse_processes(OmegaConf.create({**basic, "runtime": {"choices": choices}}))
     with pytest.raises(SystemExit, match="2"):
-        launch._refuse_processes(cfg)
+        callbacks._refuse_processes(cfg)
     assert f"error: hydra/{part}=other: not under torchrun" in capsys.readouterr().err
 
 

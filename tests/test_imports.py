@@ -60,10 +60,11 @@ LAYERS = (
         "scm.quality",
     ),
     ("scm.experiment",),
-    ("scm.construct", "scm.build"),
+    ("scm.construct", "scm.build", "scm.assembly"),
     ("scm.guard",),
     (
         "scm.launch",
+        "scm.callbacks",
         "scm.report",
         "scm.sample",
         "scm.diagnose",
@@ -76,8 +77,8 @@ LAYERS = (
     ),
     ("run",),
 )
-COMPOSE = ("scm.config", "scm.composing", "scm.guard", "scm.launch")  # know Hydra
-BUILD = ("scm.construct", "scm.build")
+COMPOSE = ("scm.config", "scm.composing", "scm.guard", "scm.launch", "scm.callbacks")  # know Hydra
+BUILD = ("scm.construct", "scm.build", "scm.assembly")
 LAYER = {module: level for level, layer in enumerate(LAYERS) for module in layer}
 
 

@@ -19,7 +19,7 @@ from runs import QUICK, TINY
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugins.hparams import metadata
 
-from scm import composing, launch, sweep
+from scm import callbacks, composing, sweep
 from scm.errors import UserError
 from scm.runfolder import RunFolder
 
@@ -78,7 +78,7 @@ def begun(name, folder, *overrides):
     with initialize_config_dir(version_base="1.3", config_dir=str(REPOSITORY / "sweeps")):
         hydra = GlobalHydra.instance().hydra
         config = hydra.compose_config(name, given, RunMode.MULTIRUN, with_log_configuration=False)
-        launch.Sweep(retry_failed=False).on_multirun_start(config)
+        callbacks.Sweep(retry_failed=False).on_multirun_start(config)
 
 
 def test_a_part_of_a_sweep_is_the_same_sweep(tmp_path, capsys):
@@ -107,10 +107,10 @@ def test_a_report_that_the_disk_refuses_is_one_line(monkeypatch, capsys):
     def full(folder):
         raise OSError(errno.ENOSPC, "No space left on device", str(folder / "summary.csv"))
 
-    monkeypatch.setattr(launch.report, "report_sweep", full)
+    monkeypatch.setattr(callbacks.report, "report_sweep", full)
     with pytest.raises(SystemExit) as ended:
         config = OmegaConf.create({"hydra": {"sweep": {"dir": "swept"}}})
-        launch.Sweep(retry_failed=False).on_multirun_end(config)
+        callbacks.Sweep(retry_failed=False).on_multirun_end(config)
     said = "error: swept/summary.csv: No space left on device; free some space"
     assert ended.value.code == 2 and capsys.readouterr().err.startswith(said)
 

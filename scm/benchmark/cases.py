@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from scm import build, checkpoint, report, samplers, trigflow, validate
+from scm import assembly, build, checkpoint, report, samplers, trigflow, validate
 from scm.benchmark import runs
 from scm.benchmark.timing import Label, Work
 from scm.composing import composed
@@ -78,7 +78,7 @@ class Workshop:
     def experiment(self, label: Label, *choices: str) -> Experiment:
         """The whole experiment as `run.py` would build it; nothing of it is written."""
         config = self.composed(label, *choices)
-        experiment = build.experiment(
+        experiment = assembly.experiment(
             config,
             RunFolder(self.folder / "run"),
             config_text="",
@@ -165,7 +165,7 @@ class Workshop:
         return Work(lambda: _draw(experiment, next(steps)), label.batch_size)
 
     def report(self, n: int) -> Work:
-        """The tables and the page of a sweep of n runs, from their folders to the three files."""
+        """The tables and the page of a sweep of n runs, from their folders to the four files."""
         folder = self.folder / "sweep"
         runs.write_sweep(folder, n, composed(self.overrides))
         return Work(lambda: report.write([folder], folder))
