@@ -38,7 +38,7 @@ soak: $(INSTALLED) ## faults without end: kills, full disks, bad input, random r
 
 audit: $(INSTALLED) ## known holes in what is installed, and risky calls in the code
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[audit]' -c constraints.txt
-	$(BIN)/bandit --quiet --recursive --configfile pyproject.toml run.py scm
+	$(BIN)/bandit --quiet --recursive --configfile pyproject.toml run.py scm benchmark
 	@$(BIN)/pip-audit --skip-editable --progress-spinner off >.venv/audit.log 2>&1; code=$$?; \
 	  if grep -qE '^Traceback|blocking this service|^pip .*could not be audited' .venv/audit.log; then \
 	    echo 'error: known holes were not looked up, pypi.org does not answer: .venv/audit.log' >&2; \
@@ -47,9 +47,9 @@ audit: $(INSTALLED) ## known holes in what is installed, and risky calls in the 
 
 gpu: $(INSTALLED) ## on a GPU: every number of docs/performance.md, then the large recipes from nothing
 	@mkdir -p outputs/gpu
-	$(BIN)/python -m scm.benchmark --device cuda --compile default cuda_graphs \
+	$(BIN)/python -m benchmark --device cuda --compile default cuda_graphs \
 	  --out outputs/gpu/step.json > outputs/gpu/step.md
-	set -e; for suite in seed memory sampling data scaling; do $(BIN)/python -m scm.benchmark \
+	set -e; for suite in seed memory sampling data scaling; do $(BIN)/python -m benchmark \
 	  --suite $$suite --device cuda --out outputs/gpu/$$suite.json > outputs/gpu/$$suite.md; done
 	$(BIN)/python run.py experiment=mnist_teacher_gpu trainer.device=cuda hydra.run.dir=outputs/gpu/teacher
 	$(BIN)/python run.py experiment=mnist_scd_gpu trainer.device=cuda data.teacher=outputs/gpu/teacher \

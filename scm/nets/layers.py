@@ -92,7 +92,7 @@ class AdaGN(nn.Module):
 
 
 class SeedScale(nn.Module):
-    """The seed's layer, y = x pnorm(1 + MLP(t)): x is not normalised and there is no shift."""
+    """The starting scripts' layer, y = x pnorm(1 + MLP(t)): no norm of x and no shift."""
 
     def __init__(self, channels: int, embedding_width: int) -> None:
         super().__init__()

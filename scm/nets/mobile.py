@@ -1,7 +1,7 @@
-"""The seed's network: an encoder and decoder of ShuffleNet-v2 units, the reference to compare with.
+"""The starting scripts' network, to compare with: encoder and decoder of ShuffleNet-v2 units.
 
 Depthwise 3x3 and pointwise convolutions on two halves of the channels, which are then shuffled
-(Ma et al. 2018, arXiv 1807.11164).  As in the seed, time scales the features by
+(Ma et al. 2018, arXiv 1807.11164).  As in the starting scripts, time scales the features by
 pnorm(1 + MLP(t)) once per resolution; group norm stands in for its batch norm.
 """
 
@@ -94,7 +94,7 @@ class Mobile(nn.Module):
         *,
         image_shape: Sequence[int],  # (C, H, W)
         num_classes: int,  # 0: unconditional
-        dropout: float,  # before the last convolution (the seed has none)
+        dropout: float,  # before the last convolution (the starting scripts have none)
         time_embedding: TimeEmbedding,  # (B,) -> (B, dim)
         width: int,
         multipliers: Sequence[int],

@@ -1,0 +1,223 @@
+"""The suites: which cases answer which question."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
+from functools import partial
+from itertools import product
+from typing import Any
+
+import torch
+from tqdm import tqdm
+
+from benchmark import memory, reference, report
+from benchmark.cases import UNCOMPILED_FORMS, Workshop, step_cases
+from benchmark.timing import Case, Label, measure
+from scm.config.schema import Precision
+from scm.core.machine import find_dtype
+
+SCALED = ("diffusion", "sct dual")  # the steps of the suites on scaling and on the seed
+SEED = Label("unet_mobile", Precision.fp32.name, batch_size=0, case="sct naive")
+IMAGES, RUNS = 10_000, 500  # of the sampling and the report suite
+THREADS_BATCH = 128  # the batch size nearest to it is timed with fewer threads
+
+
+@dataclass(frozen=True)
+class Request:
+    """What the user asks for; None: the suite's own choice."""
+
+    workshop: Workshop
+    device: torch.device
+    models: list[str] | None
+    precisions: list[Precision] | None
+    batch_sizes: list[int] | None
+    forms: list[str]  # of the tangent
+    compile_modes: list[str]  # beside eager
+    rounds: int
+    n: int | None  # images to sample, or runs to report
+
+
+class Suite(ABC):
+    """One question. What a user leaves open is the class's to choose."""
+
+    question: str
+    models: tuple[str, ...] = ("unet",)
+    precisions: tuple[Precision, ...] = (Precision.auto,)
+    batch_sizes: tuple[int, ...] = (128,)
+
+    def __init__(self, request: Request) -> None:
+        self.request = request
+        self.workshop = request.workshop
+
+    @abstractmethod
+    def rows(self) -> list[report.Row]:
+        """Measure; one row per case."""
+
+    def labels(self) -> Iterator[Label]:
+        """One per model, precision and batch size, without a case."""
+        request = self.request
+        for model, precision, batch_size in product(
+            request.models or self.models,
+            self.resolved_precisions(),
+            request.batch_sizes or self.batch_sizes,
+        ):
+            yield Label(model, precision.name, batch_size, case="")
+
+    def resolved_precisions(self) -> list[Precision]:
+        """The precisions to measure, none of them `auto`, each once."""
+        chosen = self.request.precisions or self.precisions
+        dtypes = [find_dtype(precision.name, self.request.device) for precision in chosen]
+        names = {torch.bfloat16: Precision.bf16, torch.float32: Precision.fp32}
+        return list(dict.fromkeys(names[dtype] for dtype in dtypes))
+
+    def timed(self, cases: Iterable[Case]) -> list[report.Row]:
+        """Time the cases side by side."""
+        timings = measure(cases, rounds=self.request.rounds, device=self.request.device)
+        return report.timed_rows(timings)
+
+    def step(self, label: Label, case: str, **more: Any) -> Case:
+        """A training step as a case."""
+        label = replace(label, case=case, **more)
+        return Case(label, partial(self.workshop.step, label))
+
+
+class StepSuite(Suite):
+    """Forward pass and training steps, beside what the device reaches at most."""
+
+    question = "what a training step costs, by objective, tangent and model"
+    models = ("unet", "unet_small", "unet_attention", "unet_mobile")
+    precisions = (Precision.fp32, Precision.bf16)
+
+    def rows(self) -> list[report.Row]:
+        return self.timed(self._cases())
+
+    def _cases(self) -> Iterator[Case]:
+        for precision in self.resolved_precisions():
+            yield from reference.cases(precision, self.request.device)
+        for label in self.labels():
+            for mode in ("", *self.request.compile_modes):
+                forms = [f for f in self.request.forms if not (mode and f in UNCOMPILED_FORMS)]
+                if not mode:  # what is compiled are training's passes
+                    forward = replace(label, case="forward")
+                    yield Case(forward, partial(self.workshop.forward, forward))
+                for case in step_cases(forms):
+                    yield self.step(label, case, compiled=mode)
+
+
+class SeedSuite(Suite):
+    """Today's step beside what the project began with: its network, its tangent, its precision."""
+
+    question = "how many times the images/s of the starting scripts' network and tangent"
+
+    def rows(self) -> list[report.Row]:
+        rows = self.timed(self._cases())
+        report.add_speedups(rows, reference=SEED.case)
+        return rows
+
+    def _cases(self) -> Iterator[Case]:
+        for batch_size in dict.fromkeys(label.batch_size for label in self.labels()):
+            seed = replace(SEED, batch_size=batch_size)
+            for case in ("diffusion", SEED.case):
+                yield self.step(seed, case)
+        for label, case in product(self.labels(), SCALED):
+            yield self.step(label, case)
+
+
+class SamplingSuite(Suite):
+    """Images from noise. Heun's scheme, 35 times the work, draws a tenth as many."""
+
+    question = "how long n images take, in one step and by Heun's scheme"
+    batch_sizes = (256,)
+
+    def rows(self) -> list[report.Row]:
+        return self.timed(self._cases())
+
+    def _cases(self) -> Iterator[Case]:
+        n = self.request.n or IMAGES
+        for label, (name, count) in product(
+            self.labels(), {"one_step": n, "heun": max(1, n // 10)}.items()
+        ):
+            named = replace(label, case=f"{name}, {count:,} images")
+            yield Case(named, partial(self.workshop.sampling, named, name, count))
+
+
+class DataSuite(Suite):
+    """What feeds a step, beside the step."""
+
+    question = "whether the data keep up with the step"
+
+    def rows(self) -> list[report.Row]:
+        return self.timed(self._cases())
+
+    def _cases(self) -> Iterator[Case]:
+        for label in self.labels():
+            batch, draw = replace(label, case="batch"), replace(label, case="batch, noise, times")
+            yield Case(batch, partial(self.workshop.batch, batch))
+            yield Case(draw, partial(self.workshop.draw, draw))
+            yield self.step(label, "diffusion")
+
+
+class ScalingSuite(Suite):
+    """Steps at growing batch sizes, and on a CPU with growing numbers of threads."""
+
+    question = "images/s by batch size and by number of threads"
+    batch_sizes = (32, 64, 128, 256, 512, 1024)
+
+    def rows(self) -> list[report.Row]:
+        return self.timed(self._cases())
+
+    def _cases(self) -> Iterator[Case]:
+        labels = list(self.labels())
+        for label, case in product(labels, SCALED):
+            yield self.step(label, case)
+        if self.request.device.type != "cpu":
+            return
+        nearest = min((label.batch_size for label in labels), key=lambda b: abs(b - THREADS_BATCH))
+        for label, threads, case in product(labels, doublings(torch.get_num_threads()), SCALED):
+            if label.batch_size == nearest:
+                yield self.step(label, case, threads=threads)
+
+
+class MemorySuite(Suite):
+    """Peak memory of the training steps."""
+
+    question = "peak memory of each training step, in a process of its own"
+
+    def rows(self) -> list[report.Row]:
+        labels = [
+            replace(label, case=case)
+            for label in self.labels()
+            for case in step_cases(self.request.forms)
+        ]
+        shop, device = self.workshop, self.request.device.type
+        bar = tqdm(labels, unit="process")
+        return report.memory_rows(
+            [memory.measure(label, device=device, overrides=shop.overrides) for label in bar]
+        )
+
+
+class ReportSuite(Suite):
+    """The report of a sweep of many runs."""
+
+    question = "how long `python -m scm report` takes for n runs"
+
+    def rows(self) -> list[report.Row]:
+        n = self.request.n or RUNS
+        label = Label(model="", precision="", batch_size=0, case=f"report of {n:,} runs")
+        return self.timed([Case(label, partial(self.workshop.report, n))])
+
+
+SUITES: dict[str, type[Suite]] = {
+    "step": StepSuite,
+    "seed": SeedSuite,
+    "sampling": SamplingSuite,
+    "data": DataSuite,
+    "scaling": ScalingSuite,
+    "memory": MemorySuite,
+    "report": ReportSuite,
+}
+
+
+def doublings(most: int) -> list[int]:
+    """1, 2, 4, ... and `most` itself."""
+    return [*(2**k for k in range(most.bit_length()) if 2**k < most), most]

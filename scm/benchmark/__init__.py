@@ -1,1 +1,0 @@
-"""Times and memory of steps, sampling and data, side by side: `python -m scm.benchmark --help`."""

@@ -1,0 +1,1 @@
+"""What a person calls: train, sweep, sample, evaluate, diagnose, export, report."""

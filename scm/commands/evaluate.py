@@ -1,0 +1,214 @@
+"""How good a model's samples are: `python -m scm evaluate RUN --sampler two_step -n 10000`.
+
+Draws samples with several seeds, measures them against the real images, and writes one JSON file
+per model and sampler with everything that the numbers depend on.
+"""
+
+import argparse
+import logging
+import re
+import statistics
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from scm.commands import options, results
+from scm.config import parts
+from scm.config.metrics import QUALITY
+from scm.config.ranges import SMALLEST
+from scm.config.read import plain
+from scm.core import machine, provenance
+from scm.core.cli import Parser, check_count, check_file, command
+from scm.core.errors import UserError
+from scm.core.files import write_json
+from scm.data.dataset import to_uint8
+from scm.evaluation.quality import Quality, quality_of
+from scm.method.samplers import Sampler
+from scm.runs import model as models
+from scm.runs import samples, store
+from scm.runs.model import Model
+from scm.runs.samples import Samples
+
+log = logging.getLogger(__name__)
+
+IMAGES = 10_000  # per seed, unless asked otherwise
+SEEDS = 3
+MOST_SEEDS = 1000
+
+
+@dataclass(frozen=True)
+class Subject:
+    """One thing to measure: a model with one of its samplers, or a file of samples."""
+
+    path: Path
+    title: str  # the sampler, as it was asked for
+    name: str  # of the sampler
+    settings: parts.Sampler
+    seeds: Sequence[int]
+    n: int  # images per seed
+    source: Model | Samples
+
+    @property
+    def file(self) -> Path:
+        """RUN/evaluation/TITLE-nN.json for a run's folder, FILE-TITLE-nN.json beside a file."""
+        words = [*re.findall(r"[\w.]+", self.title), f"n{self.n}.json"]
+        if self.path.is_dir():
+            return self.path / "evaluation" / "-".join(words)
+        words = words[-1:] if isinstance(self.source, Samples) else words
+        return self.path.with_name("-".join([self.path.stem, *words]))
+
+    @property
+    def sampler(self) -> Sampler:
+        """What its settings make."""
+        return models.sampler(self.name, self.settings, self.source.facts.data.sigma_data)
+
+    def images(self, seed: int, batch_size: int) -> Tensor:
+        """uint8 (n, C, H, W)."""
+        if isinstance(self.source, Samples):
+            return self.source.images[: self.n]
+        title = f"{self.title}, seed {seed}"
+        x = self.source.sample(self.sampler, self.n, seed=seed, batch_size=batch_size, title=title)
+        return to_uint8(x)
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    p = Parser(
+        prog="python -m scm evaluate",
+        description="Measure samples against the real images, several seeds, with the floor.",
+        epilog="example: python -m scm evaluate outputs/teacher --sampler heun steps=18 -n 10000",
+    )
+    p.add_argument("models", nargs="+", type=Path, help="run folders, safetensors or .npz files")
+    p.add_argument("-n", type=int, help=f"images per seed (default: {IMAGES}, an .npz file's own)")
+    p.add_argument("--seeds", type=int, help=f"of the noise: 0, 1, ... (default: {SEEDS})")
+    p.add_argument("--out", type=Path, help="the JSON file (default: RUN/evaluation/SAMPLER.json)")
+    options.add(p, "--sampler", action="append")
+    options.add(p, "--batch-size", "--device", "--precision", "--overwrite")
+    return p
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Parse, measure, write, show; a user's mistake is one line and exit code 2."""
+    command(parser(), evaluate, argv)
+
+
+def evaluate(arguments: argparse.Namespace) -> None:
+    """Measure what `arguments` (of `parser`) ask for; everything is checked before the first."""
+    device, dtype = options.chosen_machine(arguments)
+    for subject, quality in checked(arguments, device, dtype):
+        result = {
+            **measured(subject, quality, arguments.batch_size),
+            "device": machine.device_name(device),
+            "precision": str(dtype).removeprefix("torch."),
+        }
+        file = arguments.out or subject.file
+        file.parent.mkdir(exist_ok=True)
+        write_json(file, result)
+        print(table(result))
+        log.info("written to %s", file)
+
+
+def checked(
+    arguments: argparse.Namespace, device: torch.device, dtype: torch.dtype
+) -> list[tuple[Subject, Quality]]:
+    """What to measure, each with its judge. Raises UserError where it cannot be, or not written."""
+    check_count("-n", arguments.n, SMALLEST, options.MOST_IMAGES)
+    check_count("--seeds", arguments.seeds, 1, MOST_SEEDS)
+    check_count("--batch-size", arguments.batch_size, 1, options.MOST_IMAGES)
+    subjects: list[Subject] = []
+    for path in arguments.models:
+        if path.suffix == ".npz":
+            subjects.append(_of_file(path, arguments))
+        else:
+            subjects += _of_model(models.load(path, device, dtype), arguments)
+    _check_files([arguments.out or subject.file for subject in subjects], arguments)
+    facts = {str(plain(one.source.facts.data)): one.source.facts for one in subjects}
+    judges = {key: quality_of(models.stored_dataset(one), device) for key, one in facts.items()}
+    return [(one, judges[str(plain(one.source.facts.data))]) for one in subjects]
+
+
+def _of_model(model: Model, arguments: argparse.Namespace) -> Iterator[Subject]:
+    """One per chosen sampler, or per sampler of the run's own."""
+    n, seeds = arguments.n or IMAGES, range(arguments.seeds or SEEDS)
+    for title, (name, settings) in options.samplers_of(model, arguments.sampler).items():
+        model.sampler(name, settings)  # refuses one that does not suit the network
+        yield Subject(model.path, title, name, settings, seeds, n, model)
+
+
+def _of_file(path: Path, arguments: argparse.Namespace) -> Subject:
+    """The images of an .npz file."""
+    for option in ("sampler", "seeds"):
+        if getattr(arguments, option) is not None:
+            raise UserError(f"{path}: holds samples already; leave --{option} away")
+    found = samples.load(path)
+    n = arguments.n or len(found.images)
+    if n > len(found.images):
+        raise UserError(f"-n {n}: {path} holds {len(found.images)} images")
+    return Subject(path, found.name, found.name, found.sampler, [found.seed], n, found)
+
+
+def _check_files(files: list[Path], arguments: argparse.Namespace) -> None:
+    if len(set(files)) < len(files):
+        raise UserError(
+            f"{files[0]}: would hold several results; leave --out away, or name one model and "
+            "one sampler, each once"
+        )
+    for file in files:
+        if arguments.out or file.exists():  # the run's own folder for them is made
+            if not arguments.overwrite and (model := results.stale(file)):
+                raise UserError(
+                    f"{file}: exists, but the weights of {model} have changed since; "
+                    "add --overwrite"
+                )
+            check_file(file, overwrite=arguments.overwrite)
+
+
+def measured(subject: Subject, quality: Quality, batch_size: int) -> dict[str, Any]:
+    """The result: every metric per seed, the floor, and all that they depend on."""
+    source, floor, started = subject.source, quality.floor(subject.n), time.perf_counter()
+    rows = [quality.measure(subject.images(seed, batch_size)) for seed in subject.seeds]
+    return {
+        "model": str(subject.path),
+        "title": subject.title,
+        "n": subject.n,
+        "seeds": list(subject.seeds),
+        "metrics": {name: spread([row[name] for row in rows]) for name in QUALITY},
+        "floor": floor,
+        "sampler": {subject.name: plain(subject.settings)},
+        "calls": subject.sampler.calls,
+        **({"sampled_model": source.model} if isinstance(source, Samples) else {}),
+        store.WEIGHTS_SHA256: source.sha256,
+        "config_sha256": store.digest(source.config),
+        "objective": source.facts.objective.name,
+        "data": {"name": source.facts.data.name, "sha256": quality.data_sha256},
+        "features": {"sha256": quality.network.sha256, **quality.network.facts},
+        "seconds": round(time.perf_counter() - started, 2),
+        "git_commit": provenance.git_commit(),
+        "versions": provenance.versions(),
+    }
+
+
+def spread(values: list[float]) -> dict[str, Any]:
+    """Mean and standard deviation over seeds; of one seed the latter is not known (None)."""
+    deviation = statistics.stdev(values) if len(values) > 1 else None
+    return {"mean": statistics.fmean(values), "std": deviation, "values": values}
+
+
+def table(result: dict[str, Any]) -> str:
+    """The result for a terminal."""
+    seeds = len(result["seeds"])
+    lines = [
+        f"{result['model']}  {result['title']}: {result['calls']} network calls, "
+        f"{result['n']:,} images, {seeds} seed{'s' * (seeds > 1)}",
+        f"{'':24}{'mean':>10}{'std':>10}{'floor':>10}",
+    ]
+    for name, found in result["metrics"].items():
+        std = f"{found['std']:10.4f}" if found["std"] is not None else f"{'-':>10}"
+        floor = result["floor"][name]
+        lines.append(f"{name:24}{found['mean']:10.4f}{std}{floor:10.4f}  {QUALITY[name]}")
+    return "\n".join(lines)

@@ -1,0 +1,82 @@
+"""Train a feature network: `python -m scm features [--data mnist] [--seed 0]`."""
+
+import argparse
+import logging
+import time
+from pathlib import Path
+
+from scm.commands import options
+from scm.config.compose import composed
+from scm.config.metrics import feature_weights
+from scm.core import machine, provenance
+from scm.core.cli import Parser, check_count, check_file, command
+from scm.core.errors import UserError
+from scm.data.images import ImageDataset
+from scm.evaluation import features
+from scm.evaluation.features import FeatureNetwork
+from scm.evaluation.train_features import EPOCHS, train
+from scm.runs import model, store
+
+log = logging.getLogger(__name__)
+
+NETWORK = {"widths": [24, 48, 64, 96], "features": 64}  # 0.4 M weights: a 1.6 MB file
+MOST_EPOCHS = 10_000
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Train and write; a user's mistake is one line and exit code 2."""
+    p = Parser(
+        prog="python -m scm features",
+        description="Train the classifier whose features the quality metrics are computed from.",
+    )
+    p.add_argument("former", nargs="?", choices=["train"], help=argparse.SUPPRESS)
+    p.add_argument(
+        "--data",
+        nargs="+",
+        default=["mnist"],
+        metavar=("NAME", "KEY=VALUE"),
+        help="one of conf/data, and changes to its values, such as download=true (mnist)",
+    )
+    p.add_argument("--epochs", type=int, default=EPOCHS, help="(%(default)s)")
+    p.add_argument("--out", type=Path, help="(pretrained/features_DATA.safetensors)")
+    options.add(p, "--device", default="cpu")
+    options.add(p, "--seed", "--overwrite")
+    command(p, make, argv)
+
+
+def make(arguments: argparse.Namespace) -> None:
+    """Train what `arguments` ask for and write it with what is known of it."""
+    name, *changes = arguments.data
+    out = arguments.out or feature_weights(name)
+    check_file(out, overwrite=arguments.overwrite)
+    check_count("--epochs", arguments.epochs, 1, MOST_EPOCHS)
+    device = options.chosen_device(arguments)
+    config = composed([f"data={name}", *(f"data.{change}" for change in changes)]).data
+    dataset = model.dataset(config)
+    if not isinstance(dataset, ImageDataset):
+        raise UserError(f"--data {name}: has no images, so no feature network")
+    settings = {
+        "image_shape": list(dataset.image_shape),
+        "num_classes": dataset.num_classes,
+        **NETWORK,
+    }
+    started = time.perf_counter()
+    net = train(settings, dataset.to(device), seed=arguments.seed, epochs=arguments.epochs)
+    weights = dict(net.state_dict())
+    sha256 = store.weights_digest(weights)
+    seen = FeatureNetwork(net, sha256, {})(dataset.test)
+    accuracy = float((seen.probabilities.argmax(1) == dataset.test_labels).double().mean())
+    facts = {
+        "network": settings,
+        "data": dataset.name,
+        "seed": arguments.seed,
+        "epochs": arguments.epochs,
+        "accuracy": accuracy,
+        "layer": features.LAYER,
+        "command": f"{features.train_command(' '.join(arguments.data))} --seed {arguments.seed}",
+        "seconds": round(time.perf_counter() - started),
+        "device": machine.device_name(device),
+        "versions": provenance.versions(),
+    }
+    store.save_weights(out, weights, facts)
+    log.info("test accuracy %.2f %%, SHA-256 %s, written to %s", 100 * accuracy, sha256, out)

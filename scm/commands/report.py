@@ -1,0 +1,67 @@
+"""Compare runs: `python -m scm report SWEEP_OR_RUNS... [--out FOLDER]`.
+
+Writes summary.csv (a row per run, all metrics), summary.md (a row per setting, means and 95 %
+intervals over seeds), summary.svg (quality and tangent norm over training) and report.html, one
+page that needs nothing else. Reads the runs' own files only, so it may be called while they are
+running.
+"""
+
+import argparse
+import logging
+from pathlib import Path
+
+from scm.core.cli import Parser, command
+from scm.core.errors import UserError
+from scm.core.files import write_atomic
+from scm.report import curves, read, tables
+from scm.report.compare import Comparison, compared, doubts
+from scm.runs.folder import Status
+
+log = logging.getLogger(__name__)
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Write the four files; a user's mistake is one line and exit code 2."""
+    p = Parser(prog="python -m scm report", description=main.__doc__)
+    p.add_argument("folders", nargs="+", type=Path, help="of a sweep, or of runs")
+    p.add_argument("--out", type=Path, help="folder to write into (default: the one given)")
+    command(p, _report, argv)
+
+
+def _report(arguments: argparse.Namespace) -> None:
+    folders: list[Path] = arguments.folders
+    if arguments.out is None and len(folders) > 1:
+        raise UserError("several folders: name one for the report with --out FOLDER")
+    write(folders, arguments.out or folders[0])
+
+
+def write(folders: list[Path], out: Path) -> Comparison:
+    """Write summary.csv, summary.md, summary.svg and report.html into `out`."""
+    result = compared(read.found(folders))
+    from scm.report import charts, page  # here, since they import matplotlib, which takes its time
+
+    out.mkdir(parents=True, exist_ok=True)
+    shown = {"result": result, "asked": read.question(folders), "doubts": doubts(result.runs)}
+    for name, text in {
+        "summary.csv": tables.csv_table(result),
+        "summary.md": page.filled("summary.md.j2", **shown),
+        "summary.svg": charts.drawn(curves.sheet(result), [s.label for s in curves.shown(result)]),
+        "report.html": page.filled("page.html.j2", **shown),
+    }.items():
+        write_atomic(out / name, text.encode(errors="replace"))
+    log.info("compared: %s", out / "report.html")
+    return result
+
+
+def report_sweep(folder: Path) -> bool:
+    """Report at a sweep's end; whether none of its jobs has failed."""
+    try:
+        result = write([folder], folder)
+    except UserError as error:  # no job has left anything
+        log.error("%s", error)
+        return False
+    failed = [run for run in result.runs if run.status != Status.done]
+    for run in failed:
+        log.error("%s: %s %s", run.status, run.path.name, run.reason)
+    log.info("%d of %d jobs done: %s", len(result.runs) - len(failed), len(result.runs), folder)
+    return not failed

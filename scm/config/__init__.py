@@ -1,0 +1,1 @@
+"""From yaml and the command line to one checked configuration."""

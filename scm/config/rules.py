@@ -1,0 +1,129 @@
+"""Combinations of settings that make no sense, each refused in one line before anything is built.
+
+Types and ranges of single values have been checked by then (`scm.config.read`). Values that only an
+object can judge (a sampler's times, a model's image size) are judged when it is built.
+"""
+
+from scm.config import allow, metrics
+from scm.config.parts import Difference, Eulerian, Kind, Objective, Ode, Sampler
+from scm.config.read import flatten, plain
+from scm.config.schema import Compile, Config, Facts
+from scm.core.errors import UserError
+from scm.core.files import found
+
+FROM_TEACHER = "teacher"  # objective.init: start from the teacher's weights
+
+
+def check(config: Config) -> Config:
+    """The config itself. Raises UserError naming key, value and remedy where it is impossible."""
+    for key, value in flatten(plain(config)).items():
+        if key.endswith("_target_"):
+            allow.check_home(key, value)
+    _check_trainer(config)
+    _check_weighting(config)
+    _check_paths(config.objective)
+    if not config.sampler:
+        raise UserError("sampler: none is chosen; use for example sampler=[one_step,two_step]")
+    for name, sampler in config.sampler.items():
+        check_sampler(name, sampler, config.objective.learns)
+    derivative = config.objective.derivative if isinstance(config.objective, Eulerian) else None
+    if isinstance(derivative, Difference):
+        _check_grid("objective.derivative", derivative)
+    metrics.check_optimized(config)
+    return config
+
+
+def _check_trainer(config: Config) -> None:
+    budget = config.trainer.budget
+    if budget.steps is None and budget.images is None and budget.minutes is None:
+        raise UserError(
+            "trainer.budget: steps, images and minutes are all null, so the run would never end; "
+            "set one, for example trainer.budget.steps=3000"
+        )
+    if config.trainer.compile is Compile.cuda_graphs and config.trainer.micro_batch_size:
+        raise UserError(
+            "trainer.compile=cuda_graphs: its graphs reuse the memory that gradients would be "
+            "added up in; use trainer.compile=default, or trainer.micro_batch_size=null"
+        )
+
+
+def _check_weighting(config: Config) -> None:
+    if config.weighting.changes_tangent and config.objective.has_tangent is False:
+        raise UserError(
+            f"weighting._target_={config.weighting._target_}: changes the tangent, and "
+            f"objective={config.objective.name} has none; use weighting=unit or weighting=inv_sigma"
+        )
+
+
+def _check_paths(objective: Objective) -> None:
+    if objective.teacher_recipe is None:
+        if objective.velocity.needs_teacher and objective.teacher is None:
+            raise UserError(
+                f"objective.teacher=null: objective={objective.name} distils a diffusion model; "
+                "train one with `python run.py objective=diffusion hydra.run.dir=outputs/teacher` "
+                "and add objective.teacher=outputs/teacher"
+            )
+        _check_exists("teacher", objective.teacher)
+    if objective.init != FROM_TEACHER:
+        _check_exists("init", objective.init)
+
+
+def _check_exists(key: str, path: str | None) -> None:
+    if path is not None and not found(path).exists():
+        raise UserError(
+            f"objective.{key}={path}: no such file or folder; name a run's folder or a file of "
+            "weights"
+        )
+
+
+def check_sampler(name: str, sampler: Sampler, learns: Kind) -> None:
+    """Raise UserError where this sampler makes no sense, or none for a network that learns this."""
+    if learns not in sampler.suits:
+        suited = ", ".join(kind.name for kind in sampler.suits)
+        raise UserError(
+            f"sampler={name}: needs a network that learns {suited}, and this one learns "
+            f"{learns.name}; use sampler=[one_step,two_step]"
+        )
+    if isinstance(sampler, Ode):
+        _check_grid(f"sampler.{name}", sampler)
+
+
+def _check_grid(key: str, grid: Ode | Difference) -> None:
+    if grid.sigma_min >= grid.sigma_max:
+        raise UserError(
+            f"{key}.sigma_min={grid.sigma_min}: must be below {key}.sigma_max={grid.sigma_max}"
+        )
+
+
+def check_fits(theirs: Config | Facts, mine: Config | Facts, source: str) -> None:
+    """Raise UserError where a network of config `theirs`, out of `source`, has other data."""
+    for key, given, ours in (
+        ("data.name", theirs.data.name, mine.data.name),
+        ("data.sigma_data", theirs.data.sigma_data, mine.data.sigma_data),
+        ("model.num_classes", theirs.model.num_classes, mine.model.num_classes),
+    ):
+        if ours != given:
+            raise UserError(
+                f"{source}: trained with {key}={given}, this run has {ours}; make them equal"
+            )
+
+
+def check_velocity(theirs: Config | Facts, source: str) -> None:
+    """Raise UserError where a network of config `theirs` is none that can be distilled."""
+    if theirs.objective.learns is not Kind.velocity:
+        raise UserError(
+            f"{source}: learns {theirs.objective.learns.name}, so it is not a velocity to distil; "
+            "train one with objective=diffusion"
+        )
+
+
+def check_same_network(theirs: Config | Facts, mine: Config | Facts, source: str) -> None:
+    """Weights may fit a network by their shapes alone and still mean something else in it."""
+    given, ours = flatten(plain(theirs.model), "model"), flatten(plain(mine.model), "model")
+    for key in sorted((ours | given).keys() - {"model.dropout"}):
+        if ours.get(key) != given.get(key):
+            raise UserError(
+                f"{source}: its weights are of another network, with {key}={given.get(key)}, and "
+                f"this run has {ours.get(key)}; make them equal, or train from scratch with "
+                "objective.init=null"
+            )

@@ -1,0 +1,1 @@
+"""Data sets as tensors, and the exact solution of the toy."""

@@ -1,0 +1,1 @@
+"""How good samples and networks are: metrics, errors, pictures."""

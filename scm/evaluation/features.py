@@ -1,0 +1,114 @@
+"""The feature network, in whose features the quality metrics compare images.
+
+A small classifier; its last layer but one gives the features. A number computed from them means
+something only beside the network's hash, so both travel together.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from scm.core.errors import UserError
+from scm.core.files import reading
+from scm.data.dataset import to_float
+from scm.runs import store
+
+LAYER = "ReLU after the first linear layer"
+BATCH = 500  # images at once
+
+
+class Seen(NamedTuple):
+    """What the network sees in N images: features (N, D) and class probabilities (N, K)."""
+
+    features: Tensor
+    probabilities: Tensor
+
+
+class FeatureNet(nn.Module):
+    """Four convolutions, two of stride 2, a linear layer that gives the features, a linear layer.
+
+    Args:
+        image_shape: (C, H, W), H and W divisible by 4.
+        widths: channels of the four convolutions.
+        features: D.
+    """
+
+    def __init__(
+        self,
+        *,
+        image_shape: tuple[int, int, int] | list[int],
+        num_classes: int,
+        widths: list[int],
+        features: int,
+    ) -> None:
+        super().__init__()
+        channels, height, width = image_shape
+        a, b, c, d = widths
+        self.layers = nn.Sequential(
+            *_convolution(channels, a, size=5, stride=2),
+            *_convolution(a, b, size=3, stride=1),
+            *_convolution(b, c, size=3, stride=2),
+            *_convolution(c, d, size=3, stride=1),
+            nn.Flatten(),
+            nn.Linear(d * (height // 4) * (width // 4), features, bias=False),
+            nn.BatchNorm1d(features),
+            nn.ReLU(),
+        )
+        self.classes = nn.Linear(features, num_classes)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Features (B, D) and logits (B, K) of images (B, C, H, W) in [-0.5, 0.5]."""
+        features = self.layers(x)
+        return features, self.classes(features)
+
+
+def _convolution(in_: int, out: int, *, size: int, stride: int) -> list[nn.Module]:
+    conv = nn.Conv2d(in_, out, size, stride=stride, padding=size // 2, bias=False)
+    return [conv, nn.BatchNorm2d(out), nn.ReLU()]
+
+
+@dataclass(frozen=True)
+class FeatureNetwork:
+    """A trained feature network, in eval mode, and what is known of it."""
+
+    net: FeatureNet
+    sha256: str  # of the weights, the same wherever they were trained alike
+    facts: dict[str, Any]  # data, seed, accuracy, layer, command, network
+
+    @torch.no_grad()
+    def __call__(self, images: Tensor) -> Seen:
+        """See uint8 images (N, C, H, W); features float32 and probabilities, on the CPU."""
+        device = next(self.net.parameters()).device
+        features, probabilities = [], []
+        for part in images.split(BATCH):
+            h, logits = self.net(to_float(part.to(device)))
+            features.append(h.cpu())
+            probabilities.append(logits.softmax(1).cpu())
+        return Seen(torch.cat(features), torch.cat(probabilities))
+
+
+def train_command(data_name: str) -> str:
+    """The command that makes that file."""
+    return f"python -m scm features --data {data_name}"
+
+
+def load(path: Path, device: torch.device | str) -> FeatureNetwork:
+    """Read and verify a feature network.
+
+    Raises UserError, with the command that makes the weights, where they are missing or damaged.
+    """
+    name = path.stem.removeprefix("features_")
+    if not path.exists():
+        raise UserError(
+            f"{path.name}: there is no feature network for {name} yet, so no quality metric; "
+            f"make one with `{train_command(name)}`"
+        )
+    weights, facts = store.read_weights(path)
+    with reading(path, "a feature network of this project"):
+        net = FeatureNet(**facts["network"])
+        net.load_state_dict(weights)
+    net.eval().requires_grad_(False)
+    return FeatureNetwork(net.to(device), store.weights_digest(weights), facts)

@@ -1,0 +1,1 @@
+"""The mathematics: path, tangents, objectives, weights, samplers."""

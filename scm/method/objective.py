@@ -1,0 +1,153 @@
+"""The objectives: where path, velocity, tangent, weights and network meet in one loss.
+
+A named method (diffusion, sCT, sCD, ...) is one yaml of conf/objective that puts these together. An
+objective returns per-sample losses and named terms; steps and optimisers are the loop's.
+"""
+
+import copy
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any, Self
+
+import torch
+from torch import Tensor, nn
+
+from scm.config.parts import Norm
+from scm.method import schedules, trigflow
+from scm.method.derivative import Derivative, Path
+from scm.method.network import Draw, call
+from scm.method.tangent import TangentControl, norm_of
+from scm.method.times import Times
+from scm.method.velocity import Velocity
+from scm.method.weighting import Weighting, adaptive_loss
+
+
+@dataclass(frozen=True)
+class Pull:
+    """What the network says, recorded, and where it is to move, not recorded."""
+
+    value: Tensor  # (B, C, H, W)
+    target: Tensor  # (B, C, H, W)
+    w: Tensor  # (B,) the learned log weight
+    terms: dict[str, Tensor]  # further (B,) values worth logging, detached; keys are log tags
+
+
+@dataclass(frozen=True)
+class Loss:
+    """What an objective makes of a batch, unreduced."""
+
+    loss: Tensor  # (B,) what is minimised
+    error: Tensor  # (B,) the unweighted mean squared error that the loss is about
+    w: Tensor  # (B,) the log weight in force
+    terms: dict[str, Tensor]  # as the pull's
+
+
+class Objective(ABC):
+    """e^w ||value - target||^2 / D - w of the network F(x_t / sigma_data, t), per sample.
+
+    A subclass says what the value and its target are: its residual.
+    """
+
+    def __init__(
+        self,
+        *,
+        velocity: Velocity,  # dx/dt of the path
+        times: Times,  # which noise levels training sees
+        adaptive_weight: bool,  # e^w error - w, or the plain error
+        weighting: Weighting,  # the prior weight of a noise level
+        sigma_data: float,
+    ) -> None:
+        self.velocity = velocity
+        self.draw_times = times
+        self.adaptive_weight = adaptive_weight
+        self.weighting = weighting
+        self.sigma_data = sigma_data
+        self.call = call
+
+    @abstractmethod
+    def pull(self, net: nn.Module, x_t: Tensor, dxdt: Tensor, draw: Draw, step: int) -> Pull:
+        """What `net` says at (x_t, t), and where it is to move at training step `step`."""
+
+    def times(self, t: Tensor) -> Tensor:
+        """The times (B,) that stand for the drawn ones."""
+        return t
+
+    def loss(self, net: nn.Module, draw: Draw, step: int) -> Loss:
+        """The loss of `net` at training step `step`; w is 0 where the learned weight is off."""
+        draw = replace(draw, t=self.times(draw.t))
+        x_t = trigflow.interpolate(draw.x0, draw.z, draw.t)
+        with torch.no_grad():
+            dxdt = self.velocity(x_t, draw, self.call)
+        pull = self.pull(net, x_t, dxdt, draw, step)
+        error = mean_square(pull.value - pull.target)
+        w = pull.w if self.adaptive_weight else torch.zeros_like(pull.w)
+        loss = adaptive_loss(self.weighting.on_loss(draw.t) * error, w)
+        return Loss(loss=loss, error=error.detach(), w=w.detach(), terms=pull.terms)
+
+    def compiled(self, compile: Callable[[Any], Any]) -> Self:
+        """A copy whose passes through networks are functions compiled by `compile`.
+
+        The networks stay as they are, and with them every other user of them and the names of
+        their weights.
+        """
+        mine = copy.copy(self)
+        mine.call = compile(self.call)
+        return mine
+
+
+def mean_square(residual: Tensor) -> Tensor:
+    """(B, C, H, W) -> (B,): ||residual||^2 / D, in float32 or better."""
+    return residual.square().flatten(1).mean(1)
+
+
+class Regression(Objective):
+    """sigma_data F is to be dx/dt: TrigFlow's diffusion loss (Lu & Song 2025, sec. 3)."""
+
+    def pull(self, net: nn.Module, x_t: Tensor, dxdt: Tensor, draw: Draw, step: int) -> Pull:
+        """||sigma_data F - v_t||^2."""
+        F, w = self.call(net, x_t / self.sigma_data, draw.t, draw.label)
+        return Pull(self.sigma_data * F, dxdt, w, {})
+
+
+class Eulerian(Objective):
+    """F is to move along g, the tangent of f on the path: ||F - F^- - g||^2 (Algorithm 1).
+
+    F^- is F without gradient. Training and distillation differ in the velocity, continuous and
+    discrete time in the derivative.
+    """
+
+    def __init__(
+        self,
+        *,
+        derivative: Derivative,  # how df/dt is found
+        tangent: TangentControl,  # what is done to g
+        tangent_warmup_steps: int,  # H
+        **common: Any,  # of every objective
+    ) -> None:
+        super().__init__(**common)
+        self.derivative = derivative
+        self.tangent = tangent
+        self.tangent_warmup_steps = tangent_warmup_steps
+
+    def times(self, t: Tensor) -> Tensor:
+        """Those of the derivative's grid, where it has one."""
+        return self.derivative.times(t)
+
+    def compiled(self, compile: Callable[[Any], Any]) -> Self:
+        """As above, with the pass that carries the tangent."""
+        mine = super().compiled(compile)
+        mine.derivative = self.derivative.compiled(compile)
+        return mine
+
+    def pull(self, net: nn.Module, x_t: Tensor, dxdt: Tensor, draw: Draw, step: int) -> Pull:
+        """The squared error's value is ||g||^2 / D: only its gradient, through F, is about F^-."""
+        r = schedules.tangent_warmup(step, self.tangent_warmup_steps)
+        path = Path(draw.t, x_t, dxdt, draw.label)
+        F, w, g = self.derivative(net, path, r, self.call)
+        with torch.no_grad():
+            raw_norm = norm_of(g, Norm.rms)
+            scale = self.weighting.on_tangent(draw.t)
+            target = F + self.tangent(trigflow.broadcast(scale, g) * g)
+        terms = {"tangent/rms": raw_norm, "tangent/r": torch.full_like(raw_norm, r)}
+        return Pull(F, target, w, terms)

@@ -1,0 +1,157 @@
+"""From a run's config to all its parts, built and fitted to each other; nothing is written."""
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from torch import nn
+
+from scm.config import metrics, rules
+from scm.config.allow import construct
+from scm.config.read import flatten
+from scm.config.schema import Config
+from scm.core import distributed, machine, rng
+from scm.core.errors import UserError
+from scm.data.dataset import Dataset
+from scm.data.images import ImageDataset
+from scm.evaluation import features
+from scm.evaluation.evaluator import Evaluator
+from scm.evaluation.quality import Quality, quality_of
+from scm.method.objective import Objective
+from scm.runs import model as models
+from scm.runs import store
+from scm.runs.folder import RunFolder
+from scm.runs.model import Model
+from scm.training.learner import Learner
+from scm.training.loop import Task
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Assembly:
+    """All that a run in one folder consumes."""
+
+    folder: RunFolder
+    config: Config
+    task: Task
+    learner: Learner
+    evaluator: Evaluator
+    sources: dict[str, dict[str, str]]  # teacher, init -> path and digest of their weights
+    device: torch.device
+    dtype: torch.dtype
+
+
+def assemble(config: Config, folder: RunFolder, *, teacher: str | None) -> Assembly:
+    """Build everything that a run needs. UserError where the parts do not fit.
+
+    `teacher` is the path of the model to distil or to start from, where there is one.
+    """
+    trainer = config.trainer
+    machine.prepare(trainer.threads)
+    device = machine.find_device(trainer.device.name)
+    dtype = machine.find_dtype(trainer.precision.name, device)
+    world = distributed.world()
+    world.check(trainer.batch_size, device)
+    data = models.dataset(config.data).to(device)
+    _check_classes(config.model.num_classes, data)
+    torch.manual_seed(rng.derive_seed(config.seed, "weights"))
+    net = models.network(config, device, dtype)
+    load = partial(models.load_fitting, config=config, device=device, dtype=dtype)
+    objective, sources = _objective(config, net, teacher, load)
+    _check_sources(folder, sources)
+    evaluator = Evaluator(
+        config=config,
+        objective=objective,
+        dataset=data,
+        samplers={
+            name: models.sampler(name, settings, data.sigma_data)
+            for name, settings in config.sampler.items()
+        },
+        device=device,
+        quality=_quality(config, data, device),
+    )
+    given = {"params": lambda: list(net.parameters())}
+    optimizer = construct(torch.optim.Optimizer, "optimizer", config.optimizer, given)
+    return Assembly(
+        folder=folder,
+        config=config,
+        task=Task(objective, data, trainer, config.seed, config.model.num_classes > 0, world),
+        learner=Learner(net, optimizer),
+        evaluator=evaluator,
+        sources=sources,
+        device=device,
+        dtype=dtype,
+    )
+
+
+def _check_classes(num_classes: int, data: Dataset) -> None:
+    if num_classes not in (0, data.num_classes):
+        raise UserError(
+            f"model.num_classes={num_classes}: {data.name} has {data.num_classes} classes; use "
+            "that number, or 0 for an unconditional model"
+        )
+
+
+def _quality(config: Config, dataset: Dataset, device: torch.device) -> Quality | None:
+    """What judges the samples of the run; None where nothing is to, or can."""
+    wanted = config.trainer.quality_images or config.trainer.final_quality_images
+    if not wanted or not isinstance(dataset, ImageDataset):
+        return None
+    if not metrics.quality_groups(config):
+        log.info(
+            "no quality metrics: there is no feature network for %s; `%s` makes one",
+            dataset.name,
+            features.train_command(dataset.name),
+        )
+        return None
+    return quality_of(dataset, device)
+
+
+def _objective(
+    config: Config, net: nn.Module, teacher: str | None, load: Callable[..., Model]
+) -> tuple[Objective, dict[str, dict[str, str]]]:
+    """The objective with its parts; `net` gets its starting weights.
+
+    And where the weights of both came from, for metrics.json. A teacher is loaded because a part
+    of the objective asks for one.
+    """
+    loaded: dict[str, Model] = {}
+
+    def load_teacher() -> nn.Module:
+        loaded["teacher"] = load(str(teacher), "objective.teacher", to_distil=True)
+        return loaded["teacher"].net
+
+    given = {"sigma_data": lambda: config.data.sigma_data, "teacher": load_teacher}
+    weighting = construct(object, "weighting", config.weighting, given)
+    given |= {"weighting": lambda: weighting}
+    objective = construct(Objective, "objective", config.objective, given)  # type: ignore[type-abstract]
+    init = config.objective.init
+    path = teacher if init == rules.FROM_TEACHER else init
+    if path is not None:
+        if path != teacher or (start := loaded.get("teacher")) is None:
+            start = loaded["init"] = load(path, "objective.init")
+        rules.check_same_network(start.facts, config, f"objective.init={path}")
+        models.check_weights(net, dict(start.net.state_dict()))
+        net.load_state_dict(start.net.state_dict())
+    sources = {
+        key: {"path": str(model.path), store.WEIGHTS_SHA256: model.sha256}
+        for key, model in loaded.items()
+    }
+    return objective, sources
+
+
+def _check_sources(folder: RunFolder, sources: dict[str, dict[str, str]]) -> None:
+    """Refuse to go on with a run where other weights now stand at the path of its teacher's."""
+    if not any(folder.checkpoints.glob(f"*{store.SUFFIX}")):
+        return  # it begins anew
+    before = flatten(folder.metrics().get("sources"))
+    for key, source in sources.items():
+        now = source[store.WEIGHTS_SHA256]
+        if before.get(f"{key}.{store.WEIGHTS_SHA256}", now) != now:
+            raise UserError(
+                f"{folder.path}: its objective.{key} at {source['path']} has other weights now "
+                "than when the run began; put the former back, or begin a run in another folder"
+            )
