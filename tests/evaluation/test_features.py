@@ -1,0 +1,123 @@
+"""The shipped feature network is what it says, and the command that made it repeats itself."""
+
+import copy
+import json
+
+import pytest
+import torch
+from runs import mnist
+
+from scm.commands import features as command
+from scm.config.metrics import feature_weights
+from scm.core import rng
+from scm.core.errors import UserError
+from scm.data.dataset import to_uint8
+from scm.evaluation import features, train_features
+from scm.runs import store
+
+SHIPPED = feature_weights("mnist")
+CPU = torch.device("cpu")
+
+
+def test_the_shipped_weights_are_small_and_say_what_they_are():
+    network = features.load(SHIPPED, CPU)
+    assert SHIPPED.stat().st_size < 2e6
+    assert network.facts["data"] == "mnist" and network.facts["accuracy"] >= 0.994
+    assert network.facts["command"].endswith("features train --data mnist --seed 0")
+    assert len(network.sha256) == 64 and not network.net.training
+
+
+@pytest.mark.slow
+def test_the_shipped_accuracy_is_what_the_metadata_say():
+    network, dataset = features.load(SHIPPED, CPU), mnist()
+    seen = network(dataset.test)
+    correct = (seen.probabilities.argmax(1) == dataset.test_labels).double().mean()
+    assert float(correct) == pytest.approx(network.facts["accuracy"], abs=2e-4)  # other rounding
+    assert seen.features.shape == (10_000, network.facts["network"]["features"])
+    assert torch.allclose(seen.probabilities.sum(1), torch.ones(10_000), atol=1e-5)
+
+
+def test_features_do_not_depend_on_the_rest_of_the_batch(monkeypatch):
+    network, images = features.load(SHIPPED, CPU), mnist().test[:20]
+    whole = network(images)
+    monkeypatch.setattr(features, "BATCH", 7)
+    parts = network(images)
+    assert torch.allclose(whole.features, parts.features, atol=1e-4)
+
+
+def test_missing_and_damaged_weights_are_named_with_a_remedy(tmp_path):
+    with pytest.raises(UserError, match=r"python -m scm features --data fashion_mnist`"):
+        features.load(tmp_path / "features_fashion_mnist.safetensors", CPU)
+    damaged = bytearray(SHIPPED.read_bytes())
+    damaged[len(damaged) // 2] ^= 1
+    file = tmp_path / "features_mnist.safetensors"
+    file.write_bytes(damaged)
+    with pytest.raises(UserError, match="damaged, its contents do not match"):
+        features.load(file, CPU)
+    weights, facts = store.read_weights(SHIPPED)
+    facts["network"]["features"] = 32
+    store.save_weights(file, weights, facts)
+    with pytest.raises(UserError, match="not a feature network"):
+        features.load(file, CPU)
+
+
+@pytest.mark.slow
+def test_training_learns_and_its_seed_decides_the_weights():
+    small = copy.copy(mnist())
+    small.train, small.train_labels = small.train[:2048], small.train_labels[:2048]
+    settings = {"image_shape": [1, 28, 28], "num_classes": 10, "widths": [8] * 4, "features": 16}
+    nets = [train_features.train(settings, small, seed=seed, epochs=5) for seed in (1, 1, 2)]
+    digests = [store.weights_digest(dict(net.state_dict())) for net in nets]
+    assert digests[0] == digests[1] != digests[2]
+    seen = features.FeatureNetwork(nets[0], digests[0], {})(small.test[:1000])
+    assert (seen.probabilities.argmax(1) == small.test_labels[:1000]).double().mean() > 0.6
+
+
+def test_the_command_writes_weights_that_load(tmp_path, monkeypatch, caplog):
+    small = copy.copy(mnist())
+    small.test, small.test_labels = small.test[:50], small.test_labels[:50]
+    monkeypatch.setattr(command.model, "dataset", lambda _: small)
+    monkeypatch.setattr(
+        command, "train", lambda settings, *_, **__: features.FeatureNet(**settings).eval()
+    )
+    out = tmp_path / "features_mnist.safetensors"
+    command.main(["--out", str(out), "--seed", "3"])
+    network = features.load(out, CPU)
+    assert network.facts["seed"] == 3 and network.facts["command"].endswith("--seed 3")
+    correct = network(small.test).probabilities.argmax(1) == small.test_labels
+    assert network.facts["accuracy"] == pytest.approx(float(correct.double().mean()))
+    assert "/" not in json.dumps(network.facts["versions"])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ([], "exists; name another file, or add --overwrite"),
+        (["train"], "exists; name another file, or add --overwrite"),
+        (["--out", "x.safetensors", "--epochs", "0"], "--epochs 0: must be at least 1"),
+        (["--data", "bimodal"], "--data bimodal: has no images"),
+        (["--data", "cifar"], "data/cifar"),
+    ],
+)
+def test_mistakes_are_one_line(arguments, said, capsys):
+    with pytest.raises(SystemExit) as ended:
+        command.main(arguments)
+    error = capsys.readouterr().err
+    assert ended.value.code == 2 and said in error and error.count("\n") == 1
+
+
+def test_augmentation_moves_little_and_keeps_the_background():
+    x = mnist().test_batch(32).x0
+    moved = train_features.augmented(x, rng.generator(0, "feature-augment", 0, device="cpu"))
+    assert moved.shape == x.shape and moved.min() >= -0.5 - 1e-6 and moved.max() <= 0.5 + 1e-6
+    assert torch.equal(to_uint8(moved[:, :, 0, 0]), torch.zeros(32, 1, dtype=torch.uint8))
+    ink, ink_moved = (x + 0.5).sum((1, 2, 3)), (moved + 0.5).sum((1, 2, 3))
+    assert torch.allclose(ink, ink_moved, rtol=0.4) and not torch.equal(x, moved)
+
+
+def test_the_rate_rises_then_falls_to_0():
+    rates = [train_features.rate(k / 100) for k in range(101)]
+    top = max(range(101), key=rates.__getitem__)
+    assert rates[top] == pytest.approx(1, abs=0.01) and rates[-1] == pytest.approx(0, abs=1e-9)
+    assert rates[: top + 1] == sorted(rates[: top + 1])
+    assert rates[top:] == sorted(rates[top:], reverse=True)

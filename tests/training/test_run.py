@@ -1,0 +1,150 @@
+"""Runs from beginning to end: every objective and model, exact resume, signals, failures."""
+
+import json
+import os
+import signal
+
+import pytest
+from runs import TINY, trained
+from signals import signal_at
+
+from scm.config import compose
+from scm.config import metrics as tags
+from scm.core.errors import UserError
+from scm.evaluation.evaluator import Evaluator
+from scm.runs import store
+from scm.training.divergence import Diverged
+
+TWO_STEPS = ("trainer.budget.steps=2", "trainer.log_every=1")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("model", TINY)
+@pytest.mark.parametrize("objective", ["diffusion", "sct", "scd"])
+def test_every_objective_trains_every_model(objective, model, teachers, tmp_path):
+    teacher = teachers(model)
+    if objective == "diffusion":
+        metrics = json.loads((teacher / "metrics.json").read_text())
+    else:
+        needed = (f"objective.teacher={teacher}",) if objective == "scd" else ()
+        metrics = trained(
+            tmp_path / "run",
+            f"objective={objective}",
+            *needed,
+            *TINY[model],
+            *TWO_STEPS,
+            teacher=teacher if objective == "scd" else None,
+        )
+    assert metrics["status"] == "done" and metrics["steps"] == 2 and metrics["images_seen"] == 16
+    assert all(abs(value) < 1e6 for value in metrics["metrics"].values())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("objective", ["diffusion", "sct"])
+def test_the_toy_trains(objective, tmp_path):
+    toy = (f"objective={objective}", "data=bimodal", *TINY["mlp"], *TWO_STEPS)
+    metrics = trained(tmp_path / "run", *toy)
+    assert metrics["status"] == "done"
+    assert set(tags.optimised(compose.composed(toy))) <= set(metrics["metrics"])
+    measured = {tag for tag in metrics["metrics"] if tag.startswith("eval/toy/")}
+    learned, made = {"sct": ("consistency", "one_step"), "diffusion": ("denoiser", "heun")}[
+        objective
+    ]
+    assert measured == {f"eval/toy/{learned}_rms", f"eval/toy/{made}_rms"}
+    drawn = {path.name for path in (tmp_path / "run" / "samples").glob("toy_*")}
+    assert f"toy_{learned}_00000002.png" in drawn and len(drawn) == 3
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stop_at", [2, 5])
+def test_a_stopped_run_goes_on_exactly(stop_at, tmp_path, monkeypatch):
+    """Every tensor and counter of the last checkpoint, and every logged number, bit for bit."""
+    run = (*TINY["unet"], "model.dropout=0.2", "objective.tangent_warmup_steps=4")
+    run += ("trainer.budget.steps=8", "trainer.save_every=3", "trainer.evaluate_every=100")
+    trained(tmp_path / "whole", *run)
+    with monkeypatch.context() as context:
+        signal_at(stop_at, context)
+        metrics = trained(tmp_path / "parts", *run)
+    assert metrics["status"] == "stopped" and metrics["steps"] == stop_at + 1
+    assert trained(tmp_path / "parts", *run)["status"] == "done"
+
+    ends = [store.newest(tmp_path / name / "checkpoints") for name in ("whole", "parts")]
+    for end in ends:
+        end.pop("counters")  # seconds
+    assert store.digest(ends[0]) == store.digest(ends[1])
+    logs = [
+        [
+            {
+                key: value
+                for key, value in json.loads(line).items()
+                if "perf" not in key and "/s" not in key
+            }
+            for line in (tmp_path / name / "metrics.jsonl").read_text().splitlines()
+        ]
+        for name in ("whole", "parts")
+    ]
+    strip = [
+        [{k: v for k, v in r.items() if "images_per_second" not in k} for r in log] for log in logs
+    ]
+    assert strip[0] == strip[1]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_in_the_last_evaluation_stops_it_and_the_next_run_makes_it(
+    number, tmp_path, monkeypatch
+):
+    def evaluated(self, net, step, *, final):
+        os.kill(os.getpid(), number)
+        pytest.fail("the evaluation went on")
+
+    path, run = tmp_path / "run", (*TINY["unet_small"], *TWO_STEPS)
+    with monkeypatch.context() as context:
+        context.setattr(Evaluator, "__call__", evaluated)
+        stopped = trained(path, *run)
+    assert (stopped["status"], stopped["signal"], stopped["steps"]) == ("stopped", number, 2)
+    assert json.loads((path / "metrics.json").read_text()) == stopped
+    metrics = trained(path, *run)
+    assert (metrics["status"], metrics["steps"]) == ("done", 2) and "eval/loss" in metrics[
+        "metrics"
+    ]
+
+
+@pytest.mark.slow
+def test_a_run_that_cannot_go_on_has_failed_and_keeps_its_numbers(tmp_path, monkeypatch):
+    path, run = tmp_path / "run", (*TINY["unet_small"], "trainer.budget.steps=8")
+    with monkeypatch.context() as context:
+        signal_at(3, context)
+        before = trained(path, *run)
+    for file in (path / "checkpoints").glob("step-*"):
+        file.write_bytes(b"damaged")
+    with pytest.raises(UserError, match="no whole checkpoint"):
+        trained(path, *run)
+    metrics = json.loads((path / "metrics.json").read_text())
+    assert metrics["status"] == "failed" and "no whole checkpoint" in metrics["traceback"]
+    assert metrics["steps"] == before["steps"] == 4
+
+
+@pytest.mark.slow
+def test_the_seed_decides_the_run(tmp_path):
+    run = (*TINY["unet_small"], *TWO_STEPS)
+    ends = []
+    for name, seed in (("a", 1), ("b", 1), ("c", 2)):
+        trained(tmp_path / name, *run, f"seed={seed}")
+        ends.append(store.newest(tmp_path / name / "checkpoints"))
+    assert store.digest(ends[0]["net"]) == store.digest(ends[1]["net"])
+    assert store.digest(ends[0]["net"]) != store.digest(ends[2]["net"])
+
+
+@pytest.mark.slow
+def test_a_diverging_run_fails_with_its_reason_in_its_folder(tmp_path):
+    with pytest.raises(Diverged, match="diverged"):
+        trained(
+            tmp_path / "run",
+            *TINY["unet_small"],
+            *("objective=diffusion", "sampler.heun.steps=2", "optimizer.lr=1e30"),
+            *("trainer.grad_clip=null", "trainer.log_every=1"),
+            *("trainer.lr_warmup_steps=0", "trainer.budget.steps=50"),
+        )
+    metrics = json.loads((tmp_path / "run" / "metrics.json").read_text())
+    assert metrics["status"] == "failed" and "Diverged" in metrics["traceback"]

@@ -1,0 +1,119 @@
+"""The wires between the parts of a step: each test fails for a fault in the line that calls."""
+
+import pytest
+import torch
+from runs import TINY, built, composed_once
+
+from scm.config.compose import composed
+from scm.core import rng
+from scm.method import schedules
+from scm.training.loop import train_steps
+
+SMALL = ("data=bimodal", *TINY["mlp"], "trainer.batch_size=64")
+
+
+def steps_of(parts, count, progress=lambda: 0.0):
+    steps = train_steps(parts.learner, parts.task, progress)
+    return [next(steps) for _ in range(count)]
+
+
+def test_a_steps_noise_has_the_datas_deviation_and_a_stream_of_its_own(tmp_path):
+    task = built(tmp_path / "run", *SMALL, "trainer.batch_size=4096").task
+    draw = task.draw(3)
+    assert float(draw.z.std()) == pytest.approx(task.objective.sigma_data, rel=0.05)
+    times = rng.generator(task.seed, "times", 3, device="cpu")
+    expected = task.objective.draw_times(4096, generator=times, device="cpu")
+    torch.testing.assert_close(draw.t, expected, rtol=0, atol=0)
+    tau = torch.log(task.objective.sigma_data * torch.tan(draw.t))
+    correlation = torch.corrcoef(torch.stack([tau, draw.z.flatten()]))[0, 1]
+    assert abs(float(correlation)) < 0.1  # one stream for both would make them the same numbers
+    assert not torch.equal(draw.z, task.draw(4).z) and not torch.equal(draw.t, task.draw(4).t)
+
+
+def test_the_rate_follows_its_schedule_and_the_warm_up_of_the_tangent_its_step(tmp_path):
+    more = ("trainer.lr_warmup_steps=4", "objective.tangent_warmup_steps=2")
+    parts = built(tmp_path / "run", *SMALL, *more)
+    records = steps_of(parts, 3, progress=lambda: 0.9)
+    peak, fraction = parts.config.optimizer.lr, parts.config.trainer.lr_decay_fraction
+    for step, record in enumerate(records):
+        factor = schedules.lr_factor(step, 0.9, warmup_steps=4, decay_fraction=fraction)
+        assert 0 < factor < 1 and record.learning_rate == pytest.approx(peak * factor)
+    assert parts.learner.optimizer.param_groups[0]["lr"] == records[-1].learning_rate
+    assert [float(record.scalars["tangent/r"]) for record in records] == [0.0, 0.5, 1.0]
+
+
+@pytest.mark.parametrize("clip", [1e-4, None])
+def test_gradients_are_clipped_where_a_limit_is_given(clip, tmp_path):
+    limit = "null" if clip is None else clip
+    parts = built(tmp_path / "run", *SMALL, f"trainer.grad_clip={limit}")
+    (record,) = steps_of(parts, 1)
+    grads = [p.grad for p in parts.learner.net.parameters() if p.grad is not None]
+    norm = float(torch.stack([grad.norm() for grad in grads]).norm())
+    before = float(record.scalars["train/grad_norm"])
+    assert before > 1e-3 and norm == pytest.approx(before if clip is None else clip, rel=1e-3)
+
+
+def test_the_average_follows_the_weights_by_its_decay(tmp_path):
+    parts = built(tmp_path / "run", *SMALL)
+    before = [p.clone() for p in parts.learner.ema.net.parameters()]
+    (record,) = steps_of(parts, 1)
+    assert 0 < record.ema_decay < 1
+    for old, now, net in zip(
+        before, parts.learner.ema.net.parameters(), parts.learner.net.parameters(), strict=True
+    ):
+        expected = record.ema_decay * old + (1 - record.ema_decay) * net
+        torch.testing.assert_close(now, expected.detach())
+
+
+def test_labels_reach_the_network_and_a_unconditional_one_gets_none(tmp_path):
+    conditional = built(tmp_path / "a", *SMALL, "model.num_classes=2").task.draw(0)
+    assert conditional.label is not None and set(conditional.label.tolist()) == {0, 1}
+    assert built(tmp_path / "b", *SMALL).task.draw(0).label is None
+
+
+def test_the_teacher_is_the_trained_one_at_rest(models, tmp_path):
+    """In eval mode, without gradients, and the student starts as it."""
+    more = (
+        *TINY["unet_small"],
+        "objective=scd",
+        "objective.init=teacher",
+        f"objective.teacher={models / 'teacher'}",
+    )
+    parts = built(tmp_path / "run", *more, teacher=models / "teacher")
+    teacher = parts.task.objective.velocity.teacher
+    assert not teacher.training and not any(p.requires_grad for p in teacher.parameters())
+    for mine, theirs in zip(parts.learner.net.parameters(), teacher.parameters(), strict=True):
+        torch.testing.assert_close(mine.detach(), theirs, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize(
+    ("objective", "rate", "betas", "proposal"),
+    [
+        ("diffusion", 1e-3, [0.9, 0.99], (-1.2, 1.4)),
+        ("sct", 2e-4, [0.0, 0.99], (-1.5, 2.0)),
+        ("scd", 3e-4, [0.0, 0.99], (-1.5, 2.0)),
+        ("discrete_ct", 2e-4, [0.0, 0.99], (-1.5, 2.0)),
+        ("discrete_cd", 3e-4, [0.0, 0.99], (-1.5, 2.0)),
+    ],
+)
+@pytest.mark.parametrize("optimizer", ["adamw", "radam"])
+def test_an_objective_sets_rate_betas_and_proposal_whatever_the_optimiser(
+    objective, rate, betas, proposal, optimizer
+):
+    """docs/configuration.md names these values; a slip of a sign in a yaml shows here."""
+    config = composed([f"objective={objective}", f"optimizer={optimizer}"])
+    times = config.objective.times
+    assert (config.optimizer.lr, config.optimizer.betas) == (rate, betas)
+    assert (times.P_mean, times.P_std) == proposal
+
+
+def test_the_optimiser_gets_what_the_config_says(tmp_path):
+    given = ("optimizer.betas=[0.3,0.7]", "optimizer.eps=1e-5", "optimizer.weight_decay=0.1")
+    optimizer = built(tmp_path / "run", *SMALL, *given, "optimizer.lr=0.01").learner.optimizer
+    found = {key: optimizer.defaults[key] for key in ("betas", "eps", "weight_decay", "lr")}
+    assert found == {"betas": (0.3, 0.7), "eps": 1e-5, "weight_decay": 0.1, "lr": 0.01}
+
+
+def test_a_key_of_the_objective_cannot_disagree_with_the_optimisers():
+    with pytest.raises(Exception, match=r"lr stands at optimizer\.lr"):
+        composed_once(("objective.lr=1e-4",))
