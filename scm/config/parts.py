@@ -136,6 +136,7 @@ class Model(Part):
     num_classes: int = whole(0, 2**16)
     embedding_width: int = whole(0, 2**14)
     norm: str
+    second_time: bool = False  # files of before have none
 
 
 class UNet(Model):
@@ -175,6 +176,12 @@ class Velocity(Part):
     needs_teacher: ClassVar[bool] = False
 
 
+class OwnVelocity(Velocity):
+    """own: of the network's own diagonal."""
+
+    targets = ("scm.method.velocity.Own",)
+
+
 class TeacherVelocity(Velocity):
     """teacher: of a diffusion model."""
 
@@ -188,6 +195,14 @@ class Times(Part):
     targets = ("scm.method.times.LogNormal",)
     P_mean: float = between(-50, 50)  # of ln(sigma)
     P_std: float = allowed("a number in (0, 50]", lambda v: 0 < v <= 50)
+
+
+class AnyPair(Times):
+    """any_pair."""
+
+    targets = ("scm.method.times.AnyPair",)
+    diagonal: float = between(0, 1)  # share with s = t
+    to_data: float = between(0, 1)  # share with s = 0
 
 
 class Derivative(Part):
@@ -264,6 +279,23 @@ class Eulerian(Objective):
     tangent_warmup_steps: int = whole(0, 99_999_999)
 
 
+class Lagrangian(Objective):
+    """lsd, lmd."""
+
+    targets = ("scm.method.objective.Lagrangian",)
+    has_tangent: ClassVar[bool | None] = True
+    form: Form
+    tangent: Tangent
+    tangent_warmup_steps: int = whole(0, 99_999_999)
+
+
+class Semigroup(Objective):
+    """psd."""
+
+    targets = ("scm.method.objective.Semigroup",)
+    has_tangent: ClassVar[bool | None] = False
+
+
 class Weighting(Part):
     """unit, inv_sigma: a factor of the squared error."""
 
@@ -292,6 +324,14 @@ class ConsistencySteps(Sampler):
     """one_step, two_step, three_step, multi_step: also of a diffusion model, whose f is blurred."""
 
     targets = ("scm.method.samplers.ConsistencySteps",)
+    times: list[float]
+
+
+class FlowSteps(Sampler):
+    """flow_two_step, flow_four_step."""
+
+    targets = ("scm.method.samplers.FlowSteps",)
+    suits = frozenset({Kind.flow_map})
     times: list[float]
 
 

@@ -120,7 +120,10 @@ def check_velocity(theirs: Config | Facts, source: str) -> None:
 def check_same_network(theirs: Config | Facts, mine: Config | Facts, source: str) -> None:
     """Weights may fit a network by their shapes alone and still mean something else in it."""
     given, ours = flatten(plain(theirs.model), "model"), flatten(plain(mine.model), "model")
-    for key in sorted((ours | given).keys() - {"model.dropout"}):
+    free = {"model.dropout"}
+    if mine.model.second_time:  # a network of one time is one of two whose s counts nothing yet
+        free.add("model.second_time")
+    for key in sorted((ours | given).keys() - free):
         if ours.get(key) != given.get(key):
             raise UserError(
                 f"{source}: its weights are of another network, with {key}={given.get(key)}, and "

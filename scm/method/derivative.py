@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from scm.config.parts import Form
 from scm.method import schedules, trigflow
 from scm.method.network import Call
+from scm.method.network import call as plain_call
 from scm.method.tangent import JVPS, difference_tangent, network_tangent, rearranged_tangent
 
 
@@ -26,6 +27,7 @@ class Path:
     x_t: Tensor  # (B, C, H, W)
     dxdt: Tensor  # (B, C, H, W) the direction in which the consistency function shall not change
     label: Tensor | None  # (B,)
+    s: Tensor | None = None  # (B,) where a flow map leads; None: the data
 
 
 class Derivative(Protocol):
@@ -67,17 +69,19 @@ class Jvp:
         self, net: nn.Module, path: Path, r: float, call: Call
     ) -> tuple[Tensor, Tensor, Tensor]:
         """One pass with a JVP."""
+        d = path.t if path.s is None else path.t - path.s
         at = network_tangent(
-            lambda x, t: net(x, t, path.label),
+            lambda x, t: plain_call(net, x, t, path.label, path.s),
             path.x_t,
             path.t,
             path.dxdt,
             sigma_data=self.sigma_data,
             jvp=self.jvp,
+            d=d,
         )
         with torch.no_grad():
             g = rearranged_tangent(
-                at.F, at.dF, path.x_t, path.dxdt, path.t, r=r, sigma_data=self.sigma_data
+                at.F, at.dF, path.x_t, path.dxdt, d, r=r, sigma_data=self.sigma_data
             )
         return at.F, at.w, g
 

@@ -13,11 +13,11 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
-from scm.config.parts import Norm
+from scm.config.parts import Form, Norm
 from scm.method import schedules, trigflow
 from scm.method.derivative import Derivative, Path
 from scm.method.network import Draw, call
-from scm.method.tangent import TangentControl, norm_of
+from scm.method.tangent import JVPS, TangentControl, lagrangian_tangent, norm_of
 from scm.method.times import Times
 from scm.method.velocity import Velocity
 from scm.method.weighting import Weighting, adaptive_loss
@@ -78,7 +78,7 @@ class Objective(ABC):
         draw = replace(draw, t=self.times(draw.t))
         x_t = trigflow.interpolate(draw.x0, draw.z, draw.t)
         with torch.no_grad():
-            dxdt = self.velocity(x_t, draw, self.call)
+            dxdt = self.velocity(net, x_t, draw, self.call)
         pull = self.pull(net, x_t, dxdt, draw, step)
         error = mean_square(pull.value - pull.target)
         w = pull.w if self.adaptive_weight else torch.zeros_like(pull.w)
@@ -143,7 +143,7 @@ class Eulerian(Objective):
     def pull(self, net: nn.Module, x_t: Tensor, dxdt: Tensor, draw: Draw, step: int) -> Pull:
         """The squared error's value is ||g||^2 / D: only its gradient, through F, is about F^-."""
         r = schedules.tangent_warmup(step, self.tangent_warmup_steps)
-        path = Path(draw.t, x_t, dxdt, draw.label)
+        path = Path(draw.t, x_t, dxdt, draw.label, draw.s)
         F, w, g = self.derivative(net, path, r, self.call)
         with torch.no_grad():
             raw_norm = norm_of(g, Norm.rms)
@@ -151,3 +151,67 @@ class Eulerian(Objective):
             target = F + self.tangent(trigflow.broadcast(scale, g) * g)
         terms = {"tangent/rms": raw_norm, "tangent/r": torch.full_like(raw_norm, r)}
         return Pull(F, target, w, terms)
+
+
+class Lagrangian(Objective):
+    """F is to move so that the map's end follows the ODE: df/ds = dx/ds at (f(x_t, t, s), s).
+
+    LSD with the network's own velocity, LMD with a teacher's (Boffi et al. 2025). The derivative is
+    taken along s alone, by one pass that carries it. On the diagonal s = t the map learns the
+    velocity of the draw.
+    """
+
+    def __init__(
+        self, *, form: str, tangent: TangentControl, tangent_warmup_steps: int, **common: Any
+    ) -> None:
+        super().__init__(**common)
+        self.jvp = JVPS[Form(form)]
+        self.tangent = tangent
+        self.tangent_warmup_steps = tangent_warmup_steps
+
+    def compiled(self, compile: Callable[[Any], Any]) -> Self:
+        """As above, with the pass that carries the tangent."""
+        mine = super().compiled(compile)
+        mine.jvp = compile(self.jvp)
+        return mine
+
+    def pull(self, net: nn.Module, x_t: Tensor, dxdt: Tensor, draw: Draw, step: int) -> Pull:
+        """||F - F^- - g||^2, g = -cos(d) (df/ds - dx/ds) at r = 1."""
+        sd, t = self.sigma_data, draw.t
+        s = torch.zeros_like(t) if draw.s is None else draw.s
+        r = schedules.tangent_warmup(step, self.tangent_warmup_steps)
+        cos_sin = torch.cos(t - s) * torch.sin(t - s)
+        (F, w), (dF, _) = self.jvp(lambda s: net(x_t / sd, t, draw.label, s), (s,), (cos_sin,))
+        with torch.no_grad():
+            end = trigflow.flow_map(x_t, F, t, s, sd)
+            there = self.velocity.at(net, end, s, draw, self.call)
+            dxds = torch.where(trigflow.broadcast(s == t, end), dxdt, there)
+            g = lagrangian_tangent(F, dF.detach(), x_t, dxds, t - s, r=r, sigma_data=sd)
+            raw_norm = norm_of(g, Norm.rms)
+            scale = self.weighting.on_tangent(t)
+            target = F + self.tangent(trigflow.broadcast(scale, g) * g)
+        terms = {"tangent/rms": raw_norm, "tangent/r": torch.full_like(raw_norm, r)}
+        return Pull(F, target, w, terms)
+
+
+class Semigroup(Objective):
+    """f(x_t, t, s) is to be f(f(x_t, t, u), u, s) for a u between them (PSD, shortcut models).
+
+    u = (t + s) / 2. No derivative is needed; on the diagonal the map learns the draw's velocity.
+    """
+
+    def pull(self, net: nn.Module, x_t: Tensor, dxdt: Tensor, draw: Draw, step: int) -> Pull:
+        """||sd F - (cos(d) x_t - f(f(x_t, t, u), u, s)) / sin(d)||^2; the velocity where d = 0."""
+        sd, t, label = self.sigma_data, draw.t, draw.label
+        s = torch.zeros_like(t) if draw.s is None else draw.s
+        F, w = self.call(net, x_t / sd, t, label, s)
+        with torch.no_grad():
+            u = (t + s) / 2
+            F_u, _ = self.call(net, x_t / sd, t, label, u)
+            x_u = trigflow.flow_map(x_t, F_u, t, u, sd)
+            F_s, _ = self.call(net, x_u / sd, u, label, s)
+            end = trigflow.flow_map(x_u, F_s, u, s, sd)
+            d = trigflow.broadcast(t - s, x_t)
+            turned = (torch.cos(d) * x_t - end) / torch.sin(d).clamp_min(1e-6)
+            target = torch.where(d == 0, dxdt, turned)
+        return Pull(sd * F, target, w, {})

@@ -7,6 +7,7 @@ whatever the network computes in. Noise has standard deviation sigma_data, as ev
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from itertools import pairwise
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -23,16 +24,8 @@ class Sampler(ABC):
     """Turns noise into images with a fixed number of network calls."""
 
     times: list[float]  # radians, falling; sampling starts at the first
-
-    @property
-    @abstractmethod
-    def follows_start(self) -> bool:
-        """True where the first noise alone decides the image, as it does along the ODE."""
-
-    @property
-    @abstractmethod
-    def calls(self) -> int:
-        """Network calls per image."""
+    calls: int  # of the network, per image
+    follows_start: bool  # true where the first noise alone decides the image, as along the ODE
 
     @abstractmethod
     def __call__(self, net: nn.Module, noise: Noise, label: Tensor | None) -> Tensor:
@@ -54,17 +47,9 @@ class ConsistencySteps(Sampler):
             raise ValueError(
                 f"sampler times {times} must fall strictly from below {t_max:.4f} rad to above 0"
             )
+        self.calls = len(self.times)
+        self.follows_start = self.calls == 1  # every further step draws noise
         self.sigma_data = sigma_data
-
-    @property
-    def follows_start(self) -> bool:
-        """With one step; every further one draws noise."""
-        return len(self.times) == 1
-
-    @property
-    def calls(self) -> int:
-        """One per time."""
-        return len(self.times)
 
     def __call__(self, net: nn.Module, noise: Noise, label: Tensor | None) -> Tensor:
         """x_T is pure noise: cos(T) is 0.006, and the sampler knows no data to put there."""
@@ -75,6 +60,23 @@ class ConsistencySteps(Sampler):
                 x_t = trigflow.interpolate(x, noise(k), t)
             F, _ = net(x_t / self.sigma_data, t, label)
             x = trigflow.consistency(x_t, F, t, self.sigma_data)
+        return x
+
+
+class FlowSteps(ConsistencySteps):
+    """x_s = f(x_t, t, s) from each time to the next and to 0, without noise: a flow map's steps."""
+
+    def __init__(self, *, times: list[float], sigma_max: float, sigma_data: float) -> None:
+        super().__init__(times=times, sigma_max=sigma_max, sigma_data=sigma_data)
+        self.follows_start = True
+
+    def __call__(self, net: nn.Module, noise: Noise, label: Tensor | None) -> Tensor:
+        """Start at pure noise, follow the map."""
+        x = noise(0)
+        for time, end in pairwise([*self.times, 0.0]):
+            t, s = (torch.full((len(x),), v, device=x.device, dtype=x.dtype) for v in (time, end))
+            F, _ = net(x / self.sigma_data, t, label, s)
+            x = trigflow.flow_map(x, F, t, s, self.sigma_data)
         return x
 
 
@@ -102,7 +104,7 @@ class OdeSampler(Sampler):
             raise ValueError(
                 f"steps={steps}: times of its grid are equal; lower steps or sigma_max"
             )
-        self.steps = steps
+        self.calls = steps
         self.sigma_data = sigma_data
 
     def __call__(self, net: nn.Module, noise: Noise, label: Tensor | None) -> Tensor:
@@ -130,11 +132,6 @@ class OdeSampler(Sampler):
 class Ddim(OdeSampler):
     """First order: denoiser and noise estimate held over the step, which is DDIM."""
 
-    @property
-    def calls(self) -> int:
-        """One per step."""
-        return self.steps
-
     def step(self, field: Field, x_s: Tensor, s: float, t: float) -> Tensor:
         """x_t = cos(s - t) x_s - sin(s - t) sigma_data F(x_s, s)."""
         return self._rotate(x_s, field(x_s, s), s, t)
@@ -148,10 +145,9 @@ class Heun(OdeSampler):
     step, to 0, is of first order, so N steps take 2N - 1 network calls.
     """
 
-    @property
-    def calls(self) -> int:
-        """Two per step but the last."""
-        return 2 * self.steps - 1
+    def __init__(self, **grid: Any) -> None:
+        super().__init__(**grid)
+        self.calls = 2 * self.calls - 1
 
     def step(self, field: Field, x_s: Tensor, s: float, t: float) -> Tensor:
         """y_t = y_s + (sigma_t - sigma_s) (d_s + d_t) / 2."""

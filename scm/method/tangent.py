@@ -45,14 +45,23 @@ JVPS: dict[Form, Jvp] = {Form.dual: dual.jvp, Form.split: split_jvp}
 
 
 def network_tangent(
-    net: Network, x_t: Tensor, t: Tensor, dxdt: Tensor, *, sigma_data: float, jvp: Jvp
+    net: Network,
+    x_t: Tensor,
+    t: Tensor,
+    dxdt: Tensor,
+    *,
+    sigma_data: float,
+    jvp: Jvp,
+    d: Tensor | None = None,
 ) -> NetworkTangent:
-    """F, w and cos(t) sin(t) dF/dt along dx/dt  (Lu & Song 2025, sec. 4.1, "JVP rearrangement").
+    """F, w and cos(d) sin(d) dF/dt along dx/dt  (Lu & Song 2025, sec. 4.1, "JVP rearrangement").
 
-    cos(t) sin(t) is multiplied into the input tangents, where it is harmless; multiplied onto
-    dF/dt it would meet an overflow near 0 and pi/2.
+    d (B,) is the way t - s that a flow map goes; None: t, to the data. cos(d) sin(d) is multiplied
+    into the input tangents, where it is harmless; multiplied onto dF/dt it would meet an overflow
+    near 0 and pi/2.
     """
-    cos_sin = torch.cos(t) * torch.sin(t)
+    d = t if d is None else d
+    cos_sin = torch.cos(d) * torch.sin(d)
     tangents = (broadcast(cos_sin, x_t) * dxdt / sigma_data, cos_sin)
     (F, w), (dF, _) = jvp(net, (x_t / sigma_data, t), tangents)
     return NetworkTangent(F=F, w=w, dF=dF.detach())
@@ -64,7 +73,8 @@ def rearranged_tangent(
     """g = -cos^2(t) (sd F - dx/dt) - r (cos(t) sin(t) x_t + sd dF)  (Lu & Song 2025, Algorithm 1).
 
     `dF` is cos(t) sin(t) dF/dt, as `network_tangent` gives it. At r = 1, g = cos(t) df/dt; at r =
-    0 it is the diffusion loss's residual times -cos^2(t).
+    0 it is the diffusion loss's residual times -cos^2(t). Of a flow map f(x_t, t, s), `t` is the
+    way d = t - s, and g = cos(d) df/dt; on the diagonal d = 0 it is the diffusion loss's.
     """
     t = broadcast(t, x_t)
     cos, sin = torch.cos(t), torch.sin(t)
@@ -91,6 +101,20 @@ def difference_tangent(
     t, s = broadcast(t, x_t), broadcast(s, x_t)
     change = torch.cos(t) * (f_t - f_s) / (t - s)
     return r * change - (1 - r) * torch.cos(t) ** 2 * (sigma_data * F - dxdt)
+
+
+def lagrangian_tangent(
+    F: Tensor, dF: Tensor, x_t: Tensor, dxds: Tensor, d: Tensor, *, r: float, sigma_data: float
+) -> Tensor:
+    """g = -cos(d) (cos(d) sd F - dx/ds) - r (cos(d) sin(d) x_t - sd dF), d = t - s.
+
+    `dF` is cos(d) sin(d) dF/ds and `dxds` the velocity at the map's end (f(x_t, t, s), s). At r =
+    1, g = -cos(d) (df/ds - dx/ds): the map's end is to move along the ODE (Boffi et al. 2025,
+    the Lagrangian condition); on the diagonal d = 0 it is the diffusion loss's residual.
+    """
+    d = broadcast(d, x_t)
+    cos, sin = torch.cos(d), torch.sin(d)
+    return -cos * (cos * sigma_data * F - dxds) - r * (cos * sin * x_t - sigma_data * dF)
 
 
 def norm_of(g: Tensor, norm: Norm) -> Tensor:

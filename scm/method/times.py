@@ -1,4 +1,4 @@
-"""Which noise levels training sees: draws of t, each (n,) in radians, from a generator alone."""
+"""Which times training sees: draws of t, and of s for a flow map, from a generator alone."""
 
 from typing import Protocol
 
@@ -9,11 +9,15 @@ from scm.method import trigflow
 
 
 class Times(Protocol):
-    """n times in (0, pi/2), float32, on `device`, the generator's own."""
+    """Times in (0, pi/2), float32, on `device`, the generator's own."""
 
-    def __call__(
-        self, n: int, *, generator: torch.Generator, device: torch.device | str
-    ) -> Tensor: ...
+    def __call__(self, n: int, *, generator: torch.Generator, device: torch.device | str) -> Tensor:
+        """n times t."""
+        ...
+
+    def second(self, t: Tensor, *, generator: torch.Generator) -> Tensor | None:
+        """A time s <= t for each t; None: all lead to the data, s = 0."""
+        ...
 
 
 class LogNormal:
@@ -30,3 +34,30 @@ class LogNormal:
         """(n,) times."""
         tau = self.P_mean + self.P_std * torch.randn(n, generator=generator, device=device)
         return trigflow.time_from_sigma(torch.exp(tau), self.sigma_data)
+
+    def second(self, t: Tensor, *, generator: torch.Generator) -> Tensor | None:
+        """The data."""
+        return None
+
+
+class AnyPair(LogNormal):
+    """t as above, s uniform in [0, t] but for two shares: s = t and s = 0.
+
+    On the diagonal s = t a flow map is the diffusion network and learns its own velocity (Boffi et
+    al. 2025; MeanFlow's share of flow matching); at s = 0 it is the consistency function, which
+    one-step samples need.
+    """
+
+    def __init__(
+        self, *, diagonal: float, to_data: float, P_mean: float, P_std: float, sigma_data: float
+    ) -> None:
+        super().__init__(P_mean=P_mean, P_std=P_std, sigma_data=sigma_data)
+        if diagonal + to_data > 1:
+            raise ValueError(f"diagonal={diagonal:g} and to_data={to_data:g}: more than 1 together")
+        self.diagonal, self.to_data = diagonal, to_data
+
+    def second(self, t: Tensor, *, generator: torch.Generator) -> Tensor:
+        """(n,) times s in [0, t]."""
+        u, share = torch.rand(2, len(t), generator=generator, device=t.device)
+        s = torch.where(share < self.diagonal, t, u * t)
+        return torch.where(share > 1 - self.to_data, torch.zeros_like(t), s)

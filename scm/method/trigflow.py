@@ -43,6 +43,15 @@ def consistency(x_t: Tensor, F: Tensor, t: Tensor, sigma_data: float) -> Tensor:
     return torch.cos(t) * x_t - torch.sin(t) * sigma_data * F
 
 
+def flow_map(x_t: Tensor, F: Tensor, t: Tensor, s: Tensor, sigma_data: float) -> Tensor:
+    """f(x_t, t, s) = cos(t - s) x_t - sin(t - s) sigma_data F: the trajectory's point at time s.
+
+    `consistency` is its s = 0, and f(x, t, t) = x for every F; at s = t, sigma_data F is its
+    derivative, the velocity.
+    """
+    return step(x_t, sigma_data * F, t, s)
+
+
 def noise_estimate(x_t: Tensor, F: Tensor, t: Tensor, sigma_data: float) -> Tensor:
     """z(x_t, t) = sin(t) x_t + cos(t) sigma_data F, the consistency function's other half.
 

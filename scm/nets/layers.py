@@ -116,12 +116,16 @@ def modulation(norm: str, channels: int, embedding_width: int) -> nn.Module:
 
 
 class Conditioning(nn.Module):
-    """(t, label) -> (e, w): the features that steer every block, and the learned log weight.
+    """(t, s, label) -> (e, w): the features that steer every block, and the learned log weight.
 
     width: of a two-layer perceptron on the time embedding; 0: the embedding itself, unlearned.
+    second_time: whether the network is told the time s that its flow map leads to. It enters by a
+    layer that starts at zero, so weights of one time are the same network at every s.
     """
 
-    def __init__(self, *, time_embedding: TimeEmbedding, num_classes: int, width: int) -> None:
+    def __init__(
+        self, *, time_embedding: TimeEmbedding, num_classes: int, width: int, second_time: bool
+    ) -> None:
         super().__init__()
         dim = time_embedding.dim
         self.width = width or dim
@@ -130,11 +134,19 @@ class Conditioning(nn.Module):
         perceptron = [Linear(dim, width), nn.SiLU(), Linear(width, width)] if width else []
         self.mlp = nn.Sequential(*perceptron)
         self.label = nn.Embedding(num_classes, self.width) if num_classes else None
+        self.second = zero(Linear(dim, self.width)) if second_time else None
         self.log_weight = zero(Linear(self.width, 1))
 
-    def forward(self, t: Tensor, label: Tensor | None) -> tuple[Tensor, Tensor]:
-        """t (B,) radians, label (B,) int64 or None -> e (B, width), w (B,), both in float32."""
+    def forward(self, t: Tensor, label: Tensor | None, s: Tensor | None) -> tuple[Tensor, Tensor]:
+        """t (B,) radians, label (B,) int64 or None -> e (B, width), w (B,), both in float32.
+
+        s (B,) radians; None: 0, the data.
+        """
         e = self.mlp(self.time_embedding(t))
+        if self.second is not None:
+            e = e + self.second(self.time_embedding(torch.zeros_like(t) if s is None else s))
+        elif s is not None:
+            raise ValueError("s given to a network of one time: set model.second_time=true")
         if self.label is None and label is not None:
             raise ValueError("label given to an unconditional network: set model.num_classes")
         if self.label is not None:

@@ -47,6 +47,7 @@ class MLP(nn.Module):
         width: int,
         blocks: int,
         embedding_width: int,  # 0: the blocks get the time embedding itself
+        second_time: bool,  # whether it is told s too
         norm: str,  # a key of layers.NORMS
     ) -> None:
         super().__init__()
@@ -54,7 +55,10 @@ class MLP(nn.Module):
         self.image_shape = tuple(image_shape)
         pixels = math.prod(image_shape)
         self.conditioning = Conditioning(
-            time_embedding=time_embedding, num_classes=num_classes, width=embedding_width
+            time_embedding=time_embedding,
+            num_classes=num_classes,
+            width=embedding_width,
+            second_time=second_time,
         )
         self.stem = Linear(pixels, width)
         self.blocks = nn.ModuleList(
@@ -62,10 +66,12 @@ class MLP(nn.Module):
         )
         self.out = zero(Linear(width, pixels))
 
-    def forward(self, x: Tensor, t: Tensor, label: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """As UNet.forward: x (B, C, H, W), t (B,), label (B,) or None -> F (B, C, H, W), w (B,)."""
+    def forward(
+        self, x: Tensor, t: Tensor, label: Tensor | None = None, s: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """As UNet.forward: x (B, C, H, W), t, label, s (B,) -> F (B, C, H, W), w (B,)."""
         check_inputs(x, t, self.image_shape)
-        e, w = self.conditioning(t, label)
+        e, w = self.conditioning(t, label, s)
         h = activations(self.stem(x.flatten(1)), self.compute_dtype)
         for block in self.blocks:
             h = block(h, e)

@@ -100,6 +100,7 @@ class Mobile(nn.Module):
         multipliers: Sequence[int],
         groups: int,
         embedding_width: int,  # 0: the blocks get the time embedding itself
+        second_time: bool,  # whether it is told s too
         norm: str,  # a key of layers.NORMS
     ) -> None:
         super().__init__()
@@ -115,7 +116,10 @@ class Mobile(nn.Module):
         steps = list(pairwise(widths))
         channels = self.image_shape[0]
         self.conditioning = Conditioning(
-            time_embedding=time_embedding, num_classes=num_classes, width=embedding_width
+            time_embedding=time_embedding,
+            num_classes=num_classes,
+            width=embedding_width,
+            second_time=second_time,
         )
         common = (groups, norm, self.conditioning.width)
         self.stem = nn.Sequential(
@@ -127,10 +131,12 @@ class Mobile(nn.Module):
         self.dropout = nn.Dropout(dropout)
         self.out = zero(Conv2d(width // 2, channels, 1))
 
-    def forward(self, x: Tensor, t: Tensor, label: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """As UNet.forward: x (B, C, H, W), t (B,), label (B,) or None -> F (B, C, H, W), w (B,)."""
+    def forward(
+        self, x: Tensor, t: Tensor, label: Tensor | None = None, s: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """As UNet.forward: x (B, C, H, W), t, label, s (B,) -> F (B, C, H, W), w (B,)."""
         check_inputs(x, t, self.image_shape)
-        e, w = self.conditioning(t, label)
+        e, w = self.conditioning(t, label, s)
         h = activations(self.stem(x), self.compute_dtype)
         skips = []
         for encoder in self.encoder:

@@ -111,6 +111,7 @@ class UNet(nn.Module):
         blocks: Sequence[int],
         attention_heads: int,
         embedding_width: int,  # 0: the blocks get the time embedding itself
+        second_time: bool,  # whether it is told s too
         norm: str,  # a key of layers.NORMS
     ) -> None:
         super().__init__()
@@ -130,7 +131,10 @@ class UNet(nn.Module):
         pixels = self.image_shape[0] * patch**2
         steps = list(pairwise(widths))  # (fine, coarse)
         self.conditioning = Conditioning(
-            time_embedding=time_embedding, num_classes=num_classes, width=embedding_width
+            time_embedding=time_embedding,
+            num_classes=num_classes,
+            width=embedding_width,
+            second_time=second_time,
         )
         self.stem = Conv2d(pixels, widths[0], 3, padding=1)
         self.encoder = nn.ModuleList(stack(level) for level in range(len(steps)))
@@ -149,13 +153,17 @@ class UNet(nn.Module):
                 f"{factor}; use model=mlp for other data"
             )
 
-    def forward(self, x: Tensor, t: Tensor, label: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def forward(
+        self, x: Tensor, t: Tensor, label: Tensor | None = None, s: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
         """x (B, C, H, W) = x_t / sigma_data, t (B,) radians, label (B,) -> F (B, C, H, W), w (B,).
+
+        s (B,) radians, of a network with a second time: where its flow map leads; None: 0.
 
         ValueError: wrong shapes, or a label missing or given in vain.
         """
         check_inputs(x, t, self.image_shape)
-        e, w = self.conditioning(t, label)
+        e, w = self.conditioning(t, label, s)
         h = F.pixel_unshuffle(x, self.patch).contiguous(memory_format=torch.channels_last)
         h = activations(self.stem(h), self.compute_dtype)
         skips = []

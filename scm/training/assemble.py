@@ -134,8 +134,11 @@ def _objective(
         if path != teacher or (start := loaded.get("teacher")) is None:
             start = loaded["init"] = load(path, "objective.init")
         rules.check_same_network(start.facts, config, f"objective.init={path}")
-        models.check_weights(net, dict(start.net.state_dict()))
-        net.load_state_dict(start.net.state_dict())
+        # of a network of one time, into one of two: its own layer for s starts at zero
+        own = {name: w for name, w in net.state_dict().items() if ".second." in name}
+        weights = own | dict(start.net.state_dict())
+        models.check_weights(net, weights)
+        net.load_state_dict(weights)
     sources = {
         key: {"path": str(model.path), store.WEIGHTS_SHA256: model.sha256}
         for key, model in loaded.items()

@@ -43,7 +43,9 @@ class Task:
         times = rng.generator(self.seed, "times", step, device=x0.device)
         z = torch.randn(x0.shape, generator=noise, device=x0.device) * self.objective.sigma_data
         t = self.objective.draw_times(n, generator=times, device=x0.device)
-        return Draw(x0=x0, z=z, t=t, label=label if self.labels else None)
+        ends = rng.generator(self.seed, "second times", step, device=x0.device)
+        s = self.objective.draw_times.second(t, generator=ends)
+        return Draw(x0=x0, z=z, t=t, label=label if self.labels else None, s=s)
 
 
 @dataclass(frozen=True)

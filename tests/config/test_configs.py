@@ -33,6 +33,8 @@ NEEDED = {  # what an option needs beside itself to be a possible run
     ("data", "bimodal"): ["model=mlp"],
     ("sampler", "heun"): ["objective=diffusion"],
     ("sampler", "ddim"): ["objective=diffusion"],
+    ("sampler", "flow_two_step"): ["objective=lsd"],
+    ("sampler", "flow_four_step"): ["objective=lsd"],
 }
 
 

@@ -5,7 +5,8 @@ import os
 import signal
 
 import pytest
-from runs import TINY, trained
+import torch
+from runs import TINY, built, trained, trained_of
 from signals import signal_at
 
 from scm.config import compose
@@ -36,6 +37,22 @@ def test_every_objective_trains_every_model(objective, model, teachers, tmp_path
             teacher=teacher if objective == "scd" else None,
         )
     assert metrics["status"] == "done" and metrics["steps"] == 2 and metrics["images_seen"] == 16
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("objective", ["meanflow", "align_your_flow", "lmd", "lsd", "psd"])
+def test_every_flow_map_trains_from_a_teacher_of_one_time(objective, teachers, tmp_path):
+    """And says the same as the teacher before its first step, whatever s is."""
+    teacher = teachers("unet_small")
+    names = (f"objective={objective}", f"objective.teacher={teacher}", "objective.init=teacher")
+    torch.manual_seed(0)
+    parts = built(tmp_path / "run", *names, *TINY["unet_small"], *TWO_STEPS, teacher=teacher)
+    x, t, s = torch.randn(2, 1, 28, 28), torch.tensor([0.3, 1.2]), torch.tensor([0.1, 0.0])
+    with torch.no_grad():
+        torch.testing.assert_close(parts.learner.net(x, t, None, s), parts.learner.net(x, t))
+    metrics = trained_of(parts)
+    assert metrics["status"] == "done" and metrics["steps"] == 2
+    assert {"eval/flow_two_step/std", "eval/one_step/std"} <= set(metrics["metrics"])
     assert all(abs(value) < 1e6 for value in metrics["metrics"].values())
 
 

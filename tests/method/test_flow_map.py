@@ -1,0 +1,187 @@
+"""Flow maps in closed form: residuals that vanish, naive gradients, limits; in float64."""
+
+import pytest
+import torch
+from closed_forms import GaussianData, points
+from methods import SD, common
+from torch import nn
+
+from scm.method import objective, tangent, trigflow, velocity
+from scm.method.derivative import Jvp
+from scm.method.network import Draw
+from scm.method.samplers import FlowSteps
+from scm.method.times import AnyPair
+
+DATA = GaussianData(s=0.8, sigma_data=SD)
+
+
+def exact_map(x, t, s):
+    """f*(x, t, s) = sqrt(V(s) / V(t)) x."""
+    ratio = DATA.variance(s) / DATA.variance(t)
+    return trigflow.broadcast(ratio.sqrt(), x) * x
+
+
+def exact_net(x, t, label=None, s=None):
+    """F* = (cos(d) x_t - f*) / (sin(d) sd); on the diagonal the velocity."""
+    s = torch.zeros_like(t) if s is None else s
+    x_t, d = x * SD, trigflow.broadcast(t - s, x)
+    sin = torch.where(d == 0, torch.ones_like(d), torch.sin(d))
+    F = (torch.cos(d) * x_t - exact_map(x_t, t, s)) / (sin * SD)
+    return torch.where(d == 0, DATA.velocity(x_t, t) / SD, F), torch.zeros_like(t)
+
+
+class TwoTimes(nn.Module):
+    """A small smooth network of both times, in float64."""
+
+    def __init__(self):
+        super().__init__()
+        gen = torch.Generator().manual_seed(3)
+        self.kernel = nn.Parameter(0.3 * torch.randn(2, 2, 3, 3, generator=gen).double())
+        self.slope = nn.Parameter(torch.tensor(0.7).double())
+
+    def forward(self, x, t, label=None, s=None):
+        s = torch.zeros_like(t) if s is None else s
+        wave = nn.functional.conv2d(x, self.kernel, padding=1)
+        wave = wave + t.view(-1, 1, 1, 1) + torch.sin(2 * s).view(-1, 1, 1, 1)
+        return torch.sin(wave), self.slope * t
+
+
+def draw(share=0.6):
+    x0, z, t = points()
+    return Draw(x0=x0, z=z, t=t, label=None, s=share * t)
+
+
+def control():
+    return {"tangent": tangent.Raw(), "tangent_warmup_steps": 0}
+
+
+def eulerian(**more):
+    return objective.Eulerian(
+        derivative=Jvp(form="dual", sigma_data=SD), **control(), **common(**more)
+    )
+
+
+def lagrangian(form="dual", **more):
+    return objective.Lagrangian(form=form, **control(), **common(**more))
+
+
+def with_own(kind):
+    kind.velocity = velocity.Own(sigma_data=SD)
+    return kind
+
+
+def grads(net, loss):
+    return torch.autograd.grad(loss.mean(), list(net.parameters()), allow_unused=True)
+
+
+def test_the_flow_map_is_the_identity_at_s_t_and_the_consistency_function_at_0():
+    x, F = torch.randn(2, 4, 1, 2, 2).double()
+    t = torch.rand(4).double()
+    torch.testing.assert_close(trigflow.flow_map(x, F, t, t, SD), x)
+    zero = torch.zeros_like(t)
+    torch.testing.assert_close(
+        trigflow.flow_map(x, F, t, zero, SD), trigflow.consistency(x, F, t, SD)
+    )
+
+
+@pytest.mark.parametrize("share", [0.0, 0.3, 0.9, 1.0])
+@pytest.mark.parametrize(
+    "kind",
+    [
+        eulerian(teacher=DATA.diffusion_net),
+        lagrangian(teacher=DATA.diffusion_net),
+        objective.Semigroup(**common(teacher=DATA.diffusion_net)),
+        with_own(lagrangian()),
+    ],
+    ids=["eulerian", "lagrangian", "semigroup", "lagrangian, own"],
+)
+def test_every_residual_vanishes_on_the_exact_flow_map(kind, share):
+    if share == 1.0 and isinstance(kind.velocity, velocity.Own):
+        pytest.skip("the diagonal learns single pairs, whose mean alone is the velocity")
+    error = kind.loss(exact_net, draw(share), 1).error
+    assert error.max() < 1e-20
+
+
+@pytest.mark.parametrize("form", ["dual", "split"])
+def test_the_lagrangian_gradient_is_the_naive_one(form):
+    """g = -cos(d) (df/ds - v(f, s)), with df/ds by torch.func.jvp of the map itself."""
+    net, d = TwoTimes(), draw()
+    kind = lagrangian(form, adaptive=False, teacher=DATA.diffusion_net)
+    x_t = trigflow.interpolate(d.x0, d.z, d.t)
+
+    def end_of(s):
+        return trigflow.flow_map(x_t, net(x_t / SD, d.t, None, s)[0], d.t, s, SD)
+
+    end, slope = torch.func.jvp(end_of, (d.s,), (torch.ones_like(d.s),))
+    cos = trigflow.broadcast(torch.cos(d.t - d.s), x_t)
+    g = (-cos * (slope - DATA.velocity(end, d.s))).detach()
+    F = net(x_t / SD, d.t, None, d.s)[0]
+    naive = (F - F.detach() - g).square().mean((1, 2, 3))
+    mine = grads(net, kind.loss(net, d, 5).loss)[0]
+    torch.testing.assert_close(mine, grads(net, naive)[0], rtol=1e-9, atol=1e-12)
+
+
+def test_the_eulerian_gradient_is_the_naive_one():
+    """g = cos(d) df/dt along the path."""
+    net, d = TwoTimes(), draw()
+    kind = eulerian(adaptive=False, teacher=DATA.diffusion_net)
+    x_t = trigflow.interpolate(d.x0, d.z, d.t)
+
+    def map_of(x, t):
+        return trigflow.flow_map(x, net(x / SD, t, None, d.s)[0], t, d.s, SD)
+
+    ones = torch.ones_like(d.t)
+    _, slope = torch.func.jvp(map_of, (x_t, d.t), (DATA.velocity(x_t, d.t), ones))
+    g = (trigflow.broadcast(torch.cos(d.t - d.s), x_t) * slope).detach()
+    F = net(x_t / SD, d.t, None, d.s)[0]
+    naive = (F - F.detach() - g).square().mean((1, 2, 3))
+    mine = grads(net, kind.loss(net, d, 5).loss)[0]
+    torch.testing.assert_close(mine, grads(net, naive)[0], rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("kind", ["eulerian", "lagrangian", "semigroup"])
+def test_on_the_diagonal_every_residual_is_diffusions(kind):
+    """Its gradient is the diffusion loss's, by a factor of sigma_data where F is compared."""
+    net, d = TwoTimes(), draw(1.0)
+    made = {
+        "eulerian": lambda: eulerian(adaptive=False),
+        "lagrangian": lambda: with_own(lagrangian(adaptive=False)),
+        "semigroup": lambda: with_own(objective.Semigroup(**common(adaptive=False))),
+    }[kind]()
+    x_t = trigflow.interpolate(d.x0, d.z, d.t)
+    v = trigflow.velocity(d.x0, d.z, d.t)
+    naive = (SD * net(x_t / SD, d.t, None, d.t)[0] - v).square().mean((1, 2, 3))
+    factor = 1.0 if kind == "semigroup" else SD
+    mine = grads(net, made.loss(net, d, 5).loss)[0] * factor
+    torch.testing.assert_close(mine, grads(net, naive)[0], rtol=1e-9, atol=1e-12)
+
+
+def test_a_flow_map_to_the_data_is_scm_to_the_letter():
+    net, d = TwoTimes(), draw(0.0)
+    to_data = Draw(x0=d.x0, z=d.z, t=d.t, label=None)
+    for kind in (eulerian(), lagrangian(teacher=DATA.diffusion_net)):
+        a, b = kind.loss(net, d, 5), kind.loss(net, to_data, 5)
+        torch.testing.assert_close(a.loss, b.loss, rtol=0, atol=0)
+
+
+def test_steps_of_the_exact_flow_map_end_where_the_ode_does():
+    x = SD * torch.randn(4, 1, 2, 2, generator=torch.Generator().manual_seed(0)).double()
+    for times in ([], [1.1], [1.35, 1.1, 0.8]):
+        sampler = FlowSteps(times=times, sigma_max=80.0, sigma_data=SD)
+        start = torch.full((4,), sampler.times[0]).double()
+        made = sampler(exact_net, lambda k: x, None)
+        torch.testing.assert_close(made, exact_map(x, start, torch.zeros_like(start)))
+        assert sampler.calls == len(times) + 1
+
+
+def test_the_second_times_have_their_shares():
+    times = AnyPair(diagonal=0.25, to_data=0.25, P_mean=-1.0, P_std=1.6, sigma_data=SD)
+    generator = torch.Generator().manual_seed(0)
+    t = times(100_000, generator=generator, device="cpu")
+    s = times.second(t, generator=generator)
+    assert (s >= 0).all() and (s <= t).all()
+    assert abs(float((s == t).double().mean()) - 0.25) < 0.01
+    assert abs(float((s == 0).double().mean()) - 0.25) < 0.01
+    inside = (s > 0) & (s < t)
+    ratio = (s / t)[inside]
+    assert abs(float(ratio.mean()) - 0.5) < 0.01 and abs(float(ratio.std()) - 12**-0.5) < 0.01
