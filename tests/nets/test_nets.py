@@ -245,18 +245,6 @@ def test_dropout_mask_is_shared() -> None:
     assert not torch.equal(out[0], net.eval()(*primals)[0])
 
 
-def test_dual_pass_compiles_to_one_graph() -> None:
-    net = small("unet")
-    primals, tangents = inputs()
-
-    def pushforward(*args: Tensor) -> tuple[Any, Any]:
-        return dual.jvp(net, args[:2], args[2:])
-
-    compiled = torch.compile(pushforward, fullgraph=True, backend="eager")
-    got, expected = compiled(*primals, *tangents), pushforward(*primals, *tangents)
-    torch.testing.assert_close(got, expected, rtol=1e-12, atol=1e-13)
-
-
 # ---------------------------------------------------------------- layers
 
 

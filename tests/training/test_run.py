@@ -20,7 +20,7 @@ TWO_STEPS = ("trainer.budget.steps=2", "trainer.log_every=1")
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("model", TINY)
+@pytest.mark.parametrize("model", sorted(set(TINY) - {"unet_small"}))  # as small, unet is the same
 @pytest.mark.parametrize("objective", ["diffusion", "sct", "scd"])
 def test_every_objective_trains_every_model(objective, model, teachers, tmp_path):
     teacher = teachers(model)

@@ -223,7 +223,7 @@ def test_the_draws_cover_the_schema():
 @pytest.mark.slow
 @pytest.mark.pictures
 def test_random_configurations_train(digits, teacher, tmp_path, monkeypatch):
-    random_runs(6, 0, digits, teacher, tmp_path, monkeypatch)
+    random_runs(4, 0, digits, teacher, tmp_path, monkeypatch)
 
 
 @pytest.mark.soak
