@@ -26,6 +26,7 @@ def check(config: Config) -> Config:
         raise UserError("sampler: none is chosen; use for example sampler=[one_step,two_step]")
     for name, sampler in config.sampler.items():
         check_sampler(name, sampler, config.objective.learns)
+    _check_second_time(config)
     derivative = config.objective.derivative if isinstance(config.objective, Eulerian) else None
     if isinstance(derivative, Difference):
         _check_grid("objective.derivative", derivative)
@@ -44,6 +45,19 @@ def _check_trainer(config: Config) -> None:
         raise UserError(
             "trainer.compile=cuda_graphs: its graphs reuse the memory that gradients would be "
             "added up in; use trainer.compile=default, or trainer.micro_batch_size=null"
+        )
+
+
+def _check_second_time(config: Config) -> None:
+    if config.model.second_time and config.model.time_embedding.c_noise == "log":
+        raise UserError(
+            "model.time_embedding.c_noise=log: infinite at s = 0, which model.second_time asks "
+            "for; use model.time_embedding.c_noise=t"
+        )
+    if config.objective.learns is Kind.flow_map and not config.model.second_time:
+        raise UserError(
+            f"model.second_time=false: objective={config.objective.name} learns a flow map, which "
+            "needs it; leave model.second_time to the objective"
         )
 
 

@@ -123,9 +123,20 @@ RECIPES = [option for group, option in OPTIONS if group == "experiment"]
 @pytest.mark.parametrize("ablation", ABLATIONS_BY_NAME)
 def test_an_ablation_is_in_force_with_every_recipe(ablation):
     """Or refused by name, where the recipe has nothing that it could change."""
+    in_force(ablation, [recipe for recipe in RECIPES if not recipe.endswith("_gpu")])
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("ablation", ABLATIONS_BY_NAME)
+def test_an_ablation_is_in_force_with_every_recipe_of_a_gpu(ablation):
+    """They are the others' recipes with larger budgets."""
+    in_force(ablation, [recipe for recipe in RECIPES if recipe.endswith("_gpu")])
+
+
+def in_force(ablation, recipes):
     delta = yaml.safe_load((CONF / "ablation" / f"{ablation}.yaml").read_text()) or {}
     chosen = delta.pop("defaults", [])
-    for recipe in RECIPES:
+    for recipe in recipes:
         try:
             config = composed(f"experiment={recipe}", f"ablation={ablation}")
         except UserError as error:
@@ -171,6 +182,8 @@ def test_a_config_survives_being_written_and_read():
         ),
         (["sampler=heun"], "sampler=heun: needs a network that learns velocity"),
         (["sampler=[]"], "sampler: none is chosen"),
+        (["objective=lsd", "model.second_time=false"], "model.second_time=false: objective=lsd"),
+        (["objective=lsd", "ablation=log_noise"], "c_noise=log: infinite at s = 0"),
         (
             ["objective=diffusion", "sampler.heun.sigma_min=90"],
             "sampler.heun.sigma_min=90.0: must be below",

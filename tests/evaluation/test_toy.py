@@ -89,7 +89,7 @@ QUICK_TOY = ("trainer.precision=fp32", "trainer.threads=1", "trainer.log_every=1
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("recipe", "metric", "bound", "steps"),
-    [("toy_diffusion", "denoiser_rms", 0.02, 1500), ("toy_sct", "consistency_rms", 0.06, 400)],
+    [("toy_diffusion", "denoiser_rms", 0.02, 900), ("toy_sct", "consistency_rms", 0.06, 400)],
 )
 def test_a_part_of_the_budget_reaches_a_bound_and_the_error_falls(
     recipe, metric, bound, steps, tmp_path
@@ -97,7 +97,8 @@ def test_a_part_of_the_budget_reaches_a_bound_and_the_error_falls(
     short = ("trainer=default", f"experiment={recipe}", *QUICK_TOY)
     budget = (f"trainer.budget.steps={steps}", f"trainer.evaluate_every={steps // 2}")
     budget += ("trainer.batch_size=256",)
-    warmup = ("objective.tangent_warmup_steps=100",) if recipe == "toy_sct" else ()
+    warmup = ("trainer.lr_warmup_steps=50",)
+    warmup += ("objective.tangent_warmup_steps=100",) if recipe == "toy_sct" else ()
     trained(tmp_path / "run", *short, *budget, *warmup)
     records = map(json.loads, (tmp_path / "run" / "metrics.jsonl").read_text().splitlines())
     errors = [r[f"eval/toy/{metric}"] for r in records if f"eval/toy/{metric}" in r]

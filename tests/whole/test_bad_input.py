@@ -63,7 +63,7 @@ QUICKSTART = "experiment=quickstart_scd"
 OUT = ("--out", "{place}/new.npz")
 CASES = (
     # groups and keys that are not there
-    run("objective=gan", says=("gan", "diffusion; discrete_cd; discrete_ct; scd; sct")),
+    run("objective=gan", says=("gan", "lsd; meanflow; psd; scd; sct")),
     run("weightnig=unit", says="Could not override 'weightnig'; did you mean weighting?"),
     run("trainer.thread=1", says="'trainer.thread'; did you mean trainer.threads?"),
     run("model/time_embeding=fourier", says="did you mean model/time_embedding?"),
@@ -375,6 +375,7 @@ def test_what_permissions_refuse_is_one_line(
         for i, c in enumerate(CASES)
     ],
 )
+@pytest.mark.slow
 def test_a_mistake_is_one_line_and_changes_nothing(case, place, untouched, monkeypatch, capsys):
     code = in_process(case, arguments_of(case, place), monkeypatch)
     check(case, code, capsys.readouterr().err)

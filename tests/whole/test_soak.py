@@ -48,6 +48,7 @@ def falling_times(rng):
     return sorted((rng.uniform(0.01, 1.5) for _ in range(rng.randint(1, 3))), reverse=True)
 
 
+FLOW = ("meanflow", "lsd", "psd")  # flow maps without a teacher
 VALUES = {  # what every run draws of
     "seed": lambda rng: rng.randrange(2**63),
     "objective.times.P_mean": uniform(-4, 2),
@@ -78,10 +79,15 @@ VALUES = {  # what every run draws of
     "trainer.keep_checkpoints": one_of(1, 3),
 }
 OF_OPTIONS = {  # keys that only some options have
-    ("objective", "sct scd discrete_ct discrete_cd"): {
+    ("objective", "sct scd discrete_ct discrete_cd meanflow lsd"): {
         "objective.tangent_warmup_steps": one_of(0, 2, 5000),
     },
-    ("objective", "sct scd"): {"objective.derivative.form": one_of("dual", "split")},
+    ("objective", "sct scd meanflow"): {"objective.derivative.form": one_of("dual", "split")},
+    ("objective", "lsd"): {"objective.form": one_of("dual", "split")},
+    ("objective", "meanflow lsd psd"): {
+        "objective.times.diagonal": uniform(0, 0.5),
+        "objective.times.to_data": uniform(0, 0.5),
+    },
     ("objective", "discrete_ct discrete_cd"): {
         "objective.derivative.N": one_of(1, 2, 18, 1024),
         "objective.derivative.sigma_min": log_uniform(1e-4, 1),
@@ -97,7 +103,7 @@ OF_OPTIONS = {  # keys that only some options have
         "model.time_embedding.max_positions": log_uniform(10, 1e5)
     },
     ("model/time_embedding", "fourier"): {"model.time_embedding.scale": log_uniform(0.01, 16)},
-    ("sampler", "one_step two_step multi_step ddim heun"): {
+    ("sampler", "one_step two_step multi_step flow_two_step ddim heun"): {
         "sampler.{sampler}.sigma_max": log_uniform(20, 200)
     },
     ("sampler", "multi_step"): {"sampler.multi_step.times": falling_times},
@@ -121,7 +127,7 @@ def drawn(rng, digits, teacher):
     """Overrides of one possible configuration."""
     data = rng.choice(("bimodal", "mnist"))
     model = "mlp" if data == "bimodal" else rng.choice(sorted(TINY))
-    kinds = ["diffusion", "sct", "discrete_ct"] + DISTILLED * (data == "bimodal")
+    kinds = ["diffusion", "sct", "discrete_ct", *FLOW] + DISTILLED * (data == "bimodal")
     choice = {
         "data": data,
         "objective": rng.choice(kinds),
@@ -133,9 +139,15 @@ def drawn(rng, digits, teacher):
         choice["weighting"] = rng.choice(("unit", "inv_sigma"))
         choice["sampler"] = rng.choice(("ddim", "heun"))
     else:
-        choice["objective/tangent"] = rng.choice(options("objective/tangent"))
-        choice["sampler"] = rng.choice(("one_step", "two_step", "multi_step"))
+        if choice["objective"] != "psd":
+            choice["objective/tangent"] = rng.choice(options("objective/tangent"))
+        else:
+            choice["weighting"] = rng.choice(("unit", "inv_sigma"))
+        flow = ("flow_two_step",) * (choice["objective"] in FLOW)
+        choice["sampler"] = rng.choice(("one_step", "two_step", "multi_step", *flow))
     values = dict(VALUES)
+    if choice["objective"] in FLOW:
+        values["model.time_embedding.c_noise"] = one_of("t")  # log(sigma) is infinite at s = 0
     for (group, names), more in OF_OPTIONS.items():
         if choice.get(group) in names.split():
             values |= {key.format(**choice): draw for key, draw in more.items()}
