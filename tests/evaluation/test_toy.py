@@ -10,6 +10,7 @@ from runs import trained
 
 from scm.config import compose as composing
 from scm.config.parts import Kind
+from scm.evaluation import toy as toys
 from scm.evaluation.toy import Toy
 from scm.method.samplers import ConsistencySteps, Heun
 from scm.method.times import LogNormal
@@ -74,7 +75,9 @@ def test_the_exact_mixture_is_the_data_sets(dataset):
 
 @pytest.mark.pictures
 @pytest.mark.parametrize("kind", [Kind.velocity, Kind.consistency])
-def test_pictures(dataset, kind):
+def test_pictures(dataset, kind, monkeypatch):
+    monkeypatch.setattr(toys, "TIMES", 24)
+    monkeypatch.setattr(toys, "PLACES", 24)
     drawn = toy(dataset, kind).pictures(smooth_net)
     learns = "toy_denoiser" if kind is Kind.velocity else "toy_consistency"
     assert list(drawn) == ["toy_trajectories", learns, "toy_tangent"]
