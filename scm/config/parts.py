@@ -1,4 +1,4 @@
-"""The parts of a run that have a class: what each takes, and what a config alone tells of it.
+"""Parts of a run that have a class: data, networks, samplers, optimisers; what each takes.
 
 A part's `_target_` names the class; `targets` says for which classes a schema stands. A class from
 elsewhere (a user's own module) has the schema of its place, and its further keys pass as they are.
@@ -29,20 +29,6 @@ class Kind(Enum):
     velocity = "velocity"  # dx/dt of the ODE, as a diffusion model does
     consistency = "consistency"  # the end of the ODE's trajectory
     flow_map = "flow_map"  # any later point of it
-
-
-class Form(Enum):
-    """How dF/dt is computed: one pass that carries it, or torch.func.jvp beside the pass."""
-
-    dual = "dual"
-    split = "split"
-
-
-class Norm(Enum):
-    """How long a tangent is: `l2` as in the paper, or `rms` = l2 / sqrt(D), alike at any size."""
-
-    rms = "rms"
-    l2 = "l2"
 
 
 @dataclass_transform(kw_only_default=True, frozen_default=True)
@@ -164,150 +150,6 @@ class MLP(Model):
     targets = ("scm.nets.mlp.MLP",)
     width: int = size()
     blocks: int = size(1000)
-
-
-# ---------------------------------------------------------------- objectives
-
-
-class Velocity(Part):
-    """pair: of one data and noise pair."""
-
-    targets = ("scm.method.velocity.Pair",)
-    needs_teacher: ClassVar[bool] = False
-
-
-class OwnVelocity(Velocity):
-    """own: of the network's own diagonal."""
-
-    targets = ("scm.method.velocity.Own",)
-
-
-class TeacherVelocity(Velocity):
-    """teacher: of a diffusion model."""
-
-    targets = ("scm.method.velocity.Teacher",)
-    needs_teacher: ClassVar[bool] = True
-
-
-class Times(Part):
-    """log_normal."""
-
-    targets = ("scm.method.times.LogNormal",)
-    P_mean: float = between(-50, 50)  # of ln(sigma)
-    P_std: float = allowed("a number in (0, 50]", lambda v: 0 < v <= 50)
-
-
-class AnyPair(Times):
-    """any_pair."""
-
-    targets = ("scm.method.times.AnyPair",)
-    diagonal: float = between(0, 1)  # share with s = t
-    to_data: float = between(0, 1)  # share with s = 0
-
-
-class Derivative(Part):
-    """How df/dt is found."""
-
-
-class Jvp(Derivative):
-    """jvp: in continuous time."""
-
-    targets = ("scm.method.derivative.Jvp",)
-    form: Form
-
-
-class Difference(Derivative):
-    """difference: over one of N intervals."""
-
-    targets = ("scm.method.derivative.Difference",)
-    N: int = whole(1, 2**20)
-    sigma_min: float = sigma()
-    sigma_max: float = sigma()
-    rho: float = between(0.1, 1000)
-
-
-class Tangent(Part):
-    """none: g as it is."""
-
-    targets = ("scm.method.tangent.Raw",)
-
-
-class Normalize(Tangent):
-    """normalize: g / (||g|| + c)."""
-
-    targets = ("scm.method.tangent.Normalize",)
-    c: float = at_least_0()
-    norm: Norm
-
-
-class Clip(Tangent):
-    """clip: g in [-bound, bound]."""
-
-    targets = ("scm.method.tangent.Clip",)
-    bound: float = positive()
-
-
-class Objective(Part):
-    """What every objective has."""
-
-    has_tangent: ClassVar[bool | None] = None  # None: only the class from elsewhere knows
-    name: str = runs_own()
-    learns: Kind = runs_own()
-    adaptive_weight: bool
-    velocity: Velocity
-    times: Times
-    init: str | None = runs_own()  # whose weights to start from: a path, or `teacher`
-    teacher: str | None = runs_own()  # a diffusion run's folder or weights
-    teacher_recipe: str | None = runs_own()  # or an experiment to run first
-    teacher_overrides: list[str] = runs_own()
-
-
-class Regression(Objective):
-    """diffusion."""
-
-    targets = ("scm.method.objective.Regression",)
-    has_tangent: ClassVar[bool | None] = False
-
-
-class Eulerian(Objective):
-    """sct, scd, discrete_ct, discrete_cd."""
-
-    targets = ("scm.method.objective.Eulerian",)
-    has_tangent: ClassVar[bool | None] = True
-    derivative: Derivative
-    tangent: Tangent
-    tangent_warmup_steps: int = whole(0, 99_999_999)
-
-
-class Lagrangian(Objective):
-    """lsd, lmd."""
-
-    targets = ("scm.method.objective.Lagrangian",)
-    has_tangent: ClassVar[bool | None] = True
-    form: Form
-    tangent: Tangent
-    tangent_warmup_steps: int = whole(0, 99_999_999)
-
-
-class Semigroup(Objective):
-    """psd."""
-
-    targets = ("scm.method.objective.Semigroup",)
-    has_tangent: ClassVar[bool | None] = False
-
-
-class Weighting(Part):
-    """unit, inv_sigma: a factor of the squared error."""
-
-    targets = ("scm.method.weighting.Unit", "scm.method.weighting.InverseSigma")
-    changes_tangent: ClassVar[bool] = False
-
-
-class TangentWeighting(Weighting):
-    """no_prior, sin_tangent: a factor of the tangent."""
-
-    targets = ("scm.method.weighting.NoPrior", "scm.method.weighting.SinTangent")
-    changes_tangent: ClassVar[bool] = True
 
 
 # ---------------------------------------------------------------- samplers, optimisers

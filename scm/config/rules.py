@@ -5,7 +5,8 @@ object can judge (a sampler's times, a model's image size) are judged when it is
 """
 
 from scm.config import allow, metrics
-from scm.config.parts import Difference, Eulerian, Kind, Objective, Ode, Sampler
+from scm.config.methods import Difference, Eulerian, Objective
+from scm.config.parts import Kind, Ode, Sampler
 from scm.config.read import flatten, plain
 from scm.config.schema import Compile, Config, Facts
 from scm.core.errors import UserError

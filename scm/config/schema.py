@@ -7,16 +7,8 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import ClassVar
 
-from scm.config.parts import (
-    Data,
-    Kind,
-    Model,
-    Objective,
-    Optimizer,
-    Sampler,
-    Velocity,
-    Weighting,
-)
+from scm.config.methods import Objective, Velocity, Weighting
+from scm.config.parts import Data, Kind, Model, Optimizer, Sampler
 from scm.config.ranges import (
     between,
     count,

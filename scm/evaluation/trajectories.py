@@ -12,7 +12,7 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
-from scm.config.parts import Norm
+from scm.config.methods import Norm
 from scm.core import rng
 from scm.data.mixture import Mixture
 from scm.method import dual, trigflow

@@ -12,7 +12,7 @@ from typing import Any, Protocol, Self
 import torch
 from torch import Tensor, nn
 
-from scm.config.parts import Form
+from scm.config.methods import Form
 from scm.method import schedules, trigflow
 from scm.method.network import Call
 from scm.method.network import call as plain_call

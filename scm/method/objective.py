@@ -13,7 +13,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
-from scm.config.parts import Form, Norm
+from scm.config.methods import Form, Norm
 from scm.method import schedules, trigflow
 from scm.method.derivative import Derivative, Path
 from scm.method.network import Draw, call

@@ -11,7 +11,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from scm.config.parts import Form, Norm
+from scm.config.methods import Form, Norm
 from scm.method import dual
 from scm.method.trigflow import broadcast, consistency
 

@@ -5,7 +5,7 @@ import torch
 from closed_forms import GaussianData
 from methods import SD
 
-from scm.config import parts
+from scm.config import methods, parts
 from scm.config.allow import construct
 from scm.config.read import read
 from scm.core.errors import UserError
@@ -28,7 +28,7 @@ def test_a_class_of_another_kind_is_refused():
 
 def test_a_module_is_granted_by_the_environment_alone(monkeypatch):
     settings = {"_target_": "closed_forms.GaussianData", "s": 0.8, "sigma_data": SD}
-    part = read(settings, parts.Velocity)
+    part = read(settings, methods.Velocity)
     with pytest.raises(UserError, match="SCM_MODULES=MODULE in the environment grants one"):
         construct(object, "here", part)
     monkeypatch.setenv("SCM_MODULES", "closed_forms")
@@ -39,12 +39,12 @@ def test_a_part_inside_a_granted_class_is_asked_all_the_same(monkeypatch):
     monkeypatch.setenv("SCM_MODULES", "closed_forms")
     inner = {"_target_": "closed_forms.GaussianData", "s": {"_target_": "os.system"}}
     with pytest.raises(UserError, match=r"here\.s\._target_=os\.system: refused"):
-        construct(object, "here", read(inner, parts.Velocity))
+        construct(object, "here", read(inner, methods.Velocity))
 
 
 def test_a_setting_that_a_granted_class_does_not_take_is_named(monkeypatch):
     monkeypatch.setenv("SCM_MODULES", "closed_forms")
-    part = read({"_target_": "closed_forms.GaussianData", "s": 1.0, "z": 2}, parts.Velocity)
+    part = read({"_target_": "closed_forms.GaussianData", "s": 1.0, "z": 2}, methods.Velocity)
     with pytest.raises(UserError, match=r"here\.z: GaussianData takes no such setting"):
         construct(object, "here", part)
 
@@ -57,9 +57,9 @@ def test_what_is_given_is_made_only_where_it_is_asked_for():
         return "the teacher"
 
     given = {"teacher": teacher, "sigma_data": lambda: SD}
-    construct(object, "velocity", parts.Velocity(_target_="scm.method.velocity.Pair"), given)
+    construct(object, "velocity", methods.Velocity(_target_="scm.method.velocity.Pair"), given)
     assert made == []
-    part = parts.TeacherVelocity(_target_="scm.method.velocity.Teacher")
+    part = methods.TeacherVelocity(_target_="scm.method.velocity.Teacher")
     built = construct(Teacher, "velocity", part, given)
     assert (built.teacher, built.sigma_data, made) == ("the teacher", SD, [1])
 

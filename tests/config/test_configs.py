@@ -13,7 +13,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from runs import swept
 
 from scm.commands.plan import plan
-from scm.config import allow, compose, parts, rules
+from scm.config import allow, compose, methods, parts, rules
 from scm.config.compose import CONF
 from scm.config.ranges import RANGE, is_runs
 from scm.config.read import flatten, plain, read
@@ -247,7 +247,7 @@ def test_every_target_of_the_schema_is_a_class_that_takes_its_settings():
 
 def test_the_schema_knows_which_weightings_change_the_tangent():
     t = torch.tensor([0.3, 1.2])
-    for schema in schemas(parts.Weighting):
+    for schema in schemas(methods.Weighting):
         for target in schema.targets:
             scale = allow.target("test", target)(sigma_data=0.5).on_tangent(t)
             assert schema.changes_tangent == (not torch.equal(scale, torch.ones(2))), target

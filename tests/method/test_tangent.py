@@ -6,7 +6,7 @@ import pytest
 import torch
 from closed_forms import GaussianData, points, smooth_net
 
-from scm.config.parts import Norm
+from scm.config.methods import Norm
 from scm.method import dual, tangent, trigflow
 
 SD = 0.5
