@@ -158,7 +158,7 @@ def test_memory_suite_measures_every_step_in_its_own_process(
         assert row["peak_ratio"] == pytest.approx(ratio)
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 def test_memory_of_an_impossible_case_is_the_users_mistake():
     """In a process that is not warm, as it is measured."""
     with pytest.raises(ValueError, match="widths"):

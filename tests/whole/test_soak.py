@@ -287,7 +287,7 @@ LINUX = pytest.mark.skipif(sys.platform != "linux", reason="counts in /proc")
 
 
 @LINUX
-@pytest.mark.slow
+@pytest.mark.soak
 def test_a_multirun_leaves_no_file_and_no_thread_open(tmp_path, monkeypatch):
     files, threads, _ = zip(*multirun(4, tmp_path, monkeypatch), strict=True)
     assert files[1] == files[-1] and threads[1] == threads[-1]
