@@ -40,7 +40,7 @@ def main(argv: list[str] | None = None) -> None:
         description="Tangent norms and consistency errors along trajectories of the ODE.",
         epilog="example: python -m scm diagnose outputs/sct --teacher outputs/teacher",
     )
-    p.add_argument("model", help="a run's folder, a checkpoint or a safetensors file")
+    p.add_argument("model", help="a run's folder or a safetensors file")
     p.add_argument(
         "--teacher", help="a diffusion model whose ODE to follow (default: the run's own teacher)"
     )

@@ -22,7 +22,7 @@ log = logging.getLogger(__name__)
 
 def main(argv: list[str] | None = None) -> None:
     """Write the four files; a user's mistake is one line and exit code 2."""
-    p = Parser(prog="python -m scm report", description=main.__doc__)
+    p = Parser(prog="python -m scm report", description=__doc__)
     p.add_argument("folders", nargs="+", type=Path, help="of a sweep, or of runs")
     p.add_argument("--out", type=Path, help="folder to write into (default: the one given)")
     command(p, _report, argv)

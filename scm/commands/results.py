@@ -28,7 +28,7 @@ COLUMNS = ("model", "sampler", "calls", "FD", "FD / floor", *SHOWN, "n", "seeds"
 
 def main(argv: list[str] | None = None) -> None:
     """Print the table; a user's mistake is one line and exit code 2."""
-    p = Parser(prog="python -m scm results", description=main.__doc__)
+    p = Parser(prog="python -m scm results", description=__doc__)
     p.add_argument("results", nargs="+", type=Path, help="files of scm evaluate, or run folders")
     command(p, show, argv)
 

@@ -6,7 +6,12 @@ from typing import Any
 from hydra import compose, initialize_config_dir
 from hydra.errors import HydraException, MissingConfigException
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
+from omegaconf.errors import (
+    ConfigAttributeError,
+    ConfigKeyError,
+    MissingMandatoryValue,
+    OmegaConfBaseException,
+)
 
 from scm.config.read import flatten, nearest, read
 from scm.config.schema import Config
@@ -91,6 +96,10 @@ def _hint(error: BaseException) -> str:
             keys = [str(name) for name in parent if name not in ("hydra", "_target_")]
             there = GROUPS if "/" in key else keys
             return nearest(key, there, str(unknown.full_key).removesuffix(key))
+    if isinstance(unknown, MissingMandatoryValue):
+        return (
+            f"{unknown.full_key} has no value; choose an objective, which sets it, or give it one"
+        )
     if str(error).startswith(SEVERAL_VALUES):
         return "add -m to sweep over its values, or write [...] round them where they are one list"
     return ""

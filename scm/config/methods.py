@@ -26,12 +26,14 @@ class Velocity(Part):
 
     targets = ("scm.method.velocity.Pair",)
     needs_teacher: ClassVar[bool] = False
+    maps: ClassVar[bool] = False  # whether only a flow map has it
 
 
 class OwnVelocity(Velocity):
     """own: of the network's own diagonal."""
 
     targets = ("scm.method.velocity.Own",)
+    maps: ClassVar[bool] = True
 
 
 class TeacherVelocity(Velocity):
@@ -45,6 +47,7 @@ class Times(Part):
     """log_normal."""
 
     targets = ("scm.method.times.LogNormal",)
+    pairs: ClassVar[bool | None] = False  # whether a second time is drawn; None: not known
     P_mean: float = between(-50, 50)  # of ln(sigma)
     P_std: float = allowed("a number in (0, 50]", lambda v: 0 < v <= 50)
 
@@ -53,6 +56,7 @@ class AnyPair(Times):
     """any_pair."""
 
     targets = ("scm.method.times.AnyPair",)
+    pairs: ClassVar[bool | None] = True
     diagonal: float = between(0, 1)  # share with s = t
     to_data: float = between(0, 1)  # share with s = 0
 

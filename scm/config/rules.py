@@ -27,7 +27,7 @@ def check(config: Config) -> Config:
         raise UserError("sampler: none is chosen; use for example sampler=[one_step,two_step]")
     for name, sampler in config.sampler.items():
         check_sampler(name, sampler, config.objective.learns)
-    _check_second_time(config)
+    _check_flow_map(config)
     derivative = config.objective.derivative if isinstance(config.objective, Eulerian) else None
     if isinstance(derivative, Difference):
         _check_grid("objective.derivative", derivative)
@@ -49,16 +49,26 @@ def _check_trainer(config: Config) -> None:
         )
 
 
-def _check_second_time(config: Config) -> None:
-    if config.model.second_time and config.model.time_embedding.c_noise == "log":
+def _check_flow_map(config: Config) -> None:
+    """A flow map has a second time in all its parts, and other objectives have it in none."""
+    model, objective = config.model, config.objective
+    is_map = objective.learns is Kind.flow_map
+    derivative = getattr(objective, "derivative", None)
+    for key, value, fits in (
+        ("model.second_time", model.second_time, model.second_time or not is_map),
+        ("objective.times", objective.times._target_, objective.times.pairs in (None, is_map)),
+        ("objective.velocity", objective.velocity._target_, is_map or not objective.velocity.maps),
+        ("objective.derivative", "difference", not (is_map and isinstance(derivative, Difference))),
+    ):
+        if not fits:
+            raise UserError(
+                f"{key}={value}: objective={objective.name} learns {objective.learns.name}, which "
+                "it does not go with; leave it to the objective"
+            )
+    if model.second_time and model.time_embedding.c_noise == "log":
         raise UserError(
             "model.time_embedding.c_noise=log: infinite at s = 0, which model.second_time asks "
             "for; use model.time_embedding.c_noise=t"
-        )
-    if config.objective.learns is Kind.flow_map and not config.model.second_time:
-        raise UserError(
-            f"model.second_time=false: objective={config.objective.name} learns a flow map, which "
-            "needs it; leave model.second_time to the objective"
         )
 
 
@@ -97,7 +107,7 @@ def check_sampler(name: str, sampler: Sampler, learns: Kind) -> None:
         suited = ", ".join(kind.name for kind in sampler.suits)
         raise UserError(
             f"sampler={name}: needs a network that learns {suited}, and this one learns "
-            f"{learns.name}; use sampler=[one_step,two_step]"
+            f"{learns.name}; choose one_step and two_step, for example"
         )
     if isinstance(sampler, Ode):
         _check_grid(f"sampler.{name}", sampler)

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-Call = Callable[..., tuple[Tensor, Tensor]]  # (net, x, t, label) -> (F, w), plain or compiled
+Call = Callable[..., tuple[Tensor, Tensor]]  # `call` below, plain or compiled
 
 
 @dataclass(frozen=True)

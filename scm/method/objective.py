@@ -22,6 +22,8 @@ from scm.method.times import Times
 from scm.method.velocity import Velocity
 from scm.method.weighting import Weighting, adaptive_loss
 
+SMALLEST_TURN = 1e-6  # of sin(d) as a divisor: shorter ways are float32's rounding
+
 
 @dataclass(frozen=True)
 class Pull:
@@ -44,7 +46,7 @@ class Loss:
 
 
 class Objective(ABC):
-    """e^w ||value - target||^2 / D - w of the network F(x_t / sigma_data, t), per sample.
+    """e^w ||value - target||^2 / D - w, per sample.
 
     A subclass says what the value and its target are: its residual.
     """
@@ -110,25 +112,44 @@ class Regression(Objective):
         return Pull(self.sigma_data * F, dxdt, w, {})
 
 
-class Eulerian(Objective):
-    """F is to move along g, the tangent of f on the path: ||F - F^- - g||^2 (Algorithm 1).
-
-    F^- is F without gradient. Training and distillation differ in the velocity, continuous and
-    discrete time in the derivative.
-    """
+class Tangential(Objective):
+    """F is to move along a tangent g: ||F - F^- - g||^2, F^- being F without gradient."""
 
     def __init__(
         self,
         *,
-        derivative: Derivative,  # how df/dt is found
         tangent: TangentControl,  # what is done to g
         tangent_warmup_steps: int,  # H
         **common: Any,  # of every objective
     ) -> None:
         super().__init__(**common)
-        self.derivative = derivative
         self.tangent = tangent
         self.tangent_warmup_steps = tangent_warmup_steps
+
+    def r(self, step: int) -> float:
+        """The weight of g's unstable part at this step."""
+        return schedules.tangent_warmup(step, self.tangent_warmup_steps)
+
+    def along(self, F: Tensor, w: Tensor, g: Tensor, t: Tensor, r: float) -> Pull:
+        """The pull of g. The squared error is ||g||^2 / D; its gradient is that of -<F, g>."""
+        with torch.no_grad():
+            raw_norm = norm_of(g, Norm.rms)
+            scale = self.weighting.on_tangent(t)
+            target = F + self.tangent(trigflow.broadcast(scale, g) * g)
+        terms = {"tangent/rms": raw_norm, "tangent/r": torch.full_like(raw_norm, r)}
+        return Pull(F, target, w, terms)
+
+
+class Eulerian(Tangential):
+    """g is the tangent of f along the path (Lu & Song 2025, Algorithm 1), also of a flow map.
+
+    Training and distillation differ in the velocity, continuous and discrete time in the
+    derivative.
+    """
+
+    def __init__(self, *, derivative: Derivative, **tangential: Any) -> None:
+        super().__init__(**tangential)
+        self.derivative = derivative  # how df/dt is found
 
     def times(self, t: Tensor) -> Tensor:
         """Those of the derivative's grid, where it has one."""
@@ -141,33 +162,24 @@ class Eulerian(Objective):
         return mine
 
     def pull(self, net: nn.Module, x_t: Tensor, dxdt: Tensor, draw: Draw, step: int) -> Pull:
-        """The squared error's value is ||g||^2 / D: only its gradient, through F, is about F^-."""
-        r = schedules.tangent_warmup(step, self.tangent_warmup_steps)
+        """g = cos(t) df/dt at r = 1; with s, cos(t - s) df/dt."""
+        r = self.r(step)
         path = Path(draw.t, x_t, dxdt, draw.label, draw.s)
         F, w, g = self.derivative(net, path, r, self.call)
-        with torch.no_grad():
-            raw_norm = norm_of(g, Norm.rms)
-            scale = self.weighting.on_tangent(draw.t)
-            target = F + self.tangent(trigflow.broadcast(scale, g) * g)
-        terms = {"tangent/rms": raw_norm, "tangent/r": torch.full_like(raw_norm, r)}
-        return Pull(F, target, w, terms)
+        return self.along(F, w, g, draw.t, r)
 
 
-class Lagrangian(Objective):
-    """F is to move so that the map's end follows the ODE: df/ds = dx/ds at (f(x_t, t, s), s).
+class Lagrangian(Tangential):
+    """g moves the map's end along the ODE: df/ds = dx/ds at (f(x_t, t, s), s).
 
     LSD with the network's own velocity, LMD with a teacher's (Boffi et al. 2025). The derivative is
     taken along s alone, by one pass that carries it. On the diagonal s = t the map learns the
     velocity of the draw.
     """
 
-    def __init__(
-        self, *, form: str, tangent: TangentControl, tangent_warmup_steps: int, **common: Any
-    ) -> None:
-        super().__init__(**common)
+    def __init__(self, *, form: str, **tangential: Any) -> None:
+        super().__init__(**tangential)
         self.jvp = JVPS[Form(form)]
-        self.tangent = tangent
-        self.tangent_warmup_steps = tangent_warmup_steps
 
     def compiled(self, compile: Callable[[Any], Any]) -> Self:
         """As above, with the pass that carries the tangent."""
@@ -176,22 +188,17 @@ class Lagrangian(Objective):
         return mine
 
     def pull(self, net: nn.Module, x_t: Tensor, dxdt: Tensor, draw: Draw, step: int) -> Pull:
-        """||F - F^- - g||^2, g = -cos(d) (df/ds - dx/ds) at r = 1."""
-        sd, t = self.sigma_data, draw.t
+        """g = -cos(d) (df/ds - dx/ds) at r = 1, d = t - s."""
+        sd, t, r = self.sigma_data, draw.t, self.r(step)
         s = torch.zeros_like(t) if draw.s is None else draw.s
-        r = schedules.tangent_warmup(step, self.tangent_warmup_steps)
         cos_sin = torch.cos(t - s) * torch.sin(t - s)
-        (F, w), (dF, _) = self.jvp(lambda s: net(x_t / sd, t, draw.label, s), (s,), (cos_sin,))
+        (F, w), (dF, _) = self.jvp(lambda to: net(x_t / sd, t, draw.label, to), (s,), (cos_sin,))
         with torch.no_grad():
             end = trigflow.flow_map(x_t, F, t, s, sd)
             there = self.velocity.at(net, end, s, draw, self.call)
             dxds = torch.where(trigflow.broadcast(s == t, end), dxdt, there)
             g = lagrangian_tangent(F, dF.detach(), x_t, dxds, t - s, r=r, sigma_data=sd)
-            raw_norm = norm_of(g, Norm.rms)
-            scale = self.weighting.on_tangent(t)
-            target = F + self.tangent(trigflow.broadcast(scale, g) * g)
-        terms = {"tangent/rms": raw_norm, "tangent/r": torch.full_like(raw_norm, r)}
-        return Pull(F, target, w, terms)
+        return self.along(F, w, g, t, r)
 
 
 class Semigroup(Objective):
@@ -212,6 +219,6 @@ class Semigroup(Objective):
             F_s, _ = self.call(net, x_u / sd, u, label, s)
             end = trigflow.flow_map(x_u, F_s, u, s, sd)
             d = trigflow.broadcast(t - s, x_t)
-            turned = (torch.cos(d) * x_t - end) / torch.sin(d).clamp_min(1e-6)
+            turned = (torch.cos(d) * x_t - end) / torch.sin(d).clamp_min(SMALLEST_TURN)
             target = torch.where(d == 0, dxdt, turned)
         return Pull(sd * F, target, w, {})

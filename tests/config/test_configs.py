@@ -35,6 +35,8 @@ NEEDED = {  # what an option needs beside itself to be a possible run
     ("sampler", "heun"): ["objective=diffusion"],
     ("sampler", "ddim"): ["objective=diffusion"],
     ("sampler", "flow_two_step"): ["objective=lsd"],
+    ("objective/times", "any_pair"): ["objective=lsd"],
+    ("objective/velocity", "own"): ["objective=lsd"],
     ("sampler", "flow_four_step"): ["objective=lsd"],
 }
 
@@ -184,7 +186,11 @@ def test_a_config_survives_being_written_and_read():
         ),
         (["sampler=heun"], "sampler=heun: needs a network that learns velocity"),
         (["sampler=[]"], "sampler: none is chosen"),
-        (["objective=lsd", "model.second_time=false"], "model.second_time=false: objective=lsd"),
+        (["objective=lsd", "model.second_time=false"], "model.second_time=False: objective=lsd"),
+        (["objective=lsd", "objective/times=log_normal"], "LogNormal: objective=lsd learns flow"),
+        (["objective/times=any_pair"], "AnyPair: objective=sct learns consistency"),
+        (["objective/velocity=own"], "Own: objective=sct learns consistency"),
+        (["objective=meanflow", "objective/derivative=difference"], "objective.derivative=diff"),
         (["objective=lsd", "ablation=log_noise"], "c_noise=log: infinite at s = 0"),
         (
             ["objective=diffusion", "sampler.heun.sigma_min=90"],
