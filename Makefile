@@ -9,7 +9,7 @@ INSTALLED := .venv/.installed
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help install train test check soak audit gpu lint format tensorboard
+.PHONY: help install train test check mutants soak audit gpu lint format tensorboard
 
 help: ## list the commands
 	@echo 'usage: make COMMAND [ARGS="..."] [PYTHON=python3.12]'
@@ -32,6 +32,9 @@ test: lint ## all that `check` does, and the slow tests too
 
 check: lint ## format, lint, types, import direction and the fast tests
 	$(BIN)/python -m pytest -n auto -m "not slow"
+
+mutants: $(INSTALLED) ## put 100 deliberate faults in, one by one: do the fast tests notice them?
+	$(BIN)/python tests/mutants $(NAMES)
 
 soak: $(INSTALLED) ## faults without end: kills, full disks, bad input, random runs (half an hour)
 	$(BIN)/python -m pytest --soak -s

@@ -21,6 +21,13 @@ class Norm(Enum):
     l2 = "l2"
 
 
+class Rule(Enum):
+    """Which difference stands for g: of Lu & Song 2025 (Algorithm 2), or of Song et al. 2023."""
+
+    lu_song = "lu_song"
+    song = "song"
+
+
 class Velocity(Part):
     """pair: of one data and noise pair."""
 
@@ -77,6 +84,7 @@ class Difference(Derivative):
 
     targets = ("scm.method.derivative.Difference",)
     N: int = whole(1, 2**20)
+    rule: Rule
     sigma_min: float = sigma()
     sigma_max: float = sigma()
     rho: float = between(0.1, 1000)

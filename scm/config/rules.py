@@ -42,6 +42,10 @@ def _check_trainer(config: Config) -> None:
             "trainer.budget: steps, images and minutes are all null, so the run would never end; "
             "set one, for example trainer.budget.steps=3000"
         )
+    if (branch := config.trainer.branch) is not None and not found(branch).is_file():
+        raise UserError(
+            f"trainer.branch={branch}: no such file; name another run's checkpoints/step-*.pt"
+        )
     if config.trainer.compile is Compile.cuda_graphs and config.trainer.micro_batch_size:
         raise UserError(
             "trainer.compile=cuda_graphs: its graphs reuse the memory that gradients would be "
@@ -142,7 +146,12 @@ def check_velocity(theirs: Config | Facts, source: str) -> None:
         )
 
 
-def check_same_network(theirs: Config | Facts, mine: Config | Facts, source: str) -> None:
+def check_same_network(
+    theirs: Config | Facts,
+    mine: Config | Facts,
+    source: str,
+    otherwise: str = "train from scratch with objective.init=null",
+) -> None:
     """Weights may fit a network by their shapes alone and still mean something else in it."""
     given, ours = flatten(plain(theirs.model), "model"), flatten(plain(mine.model), "model")
     free = {"model.dropout"}
@@ -152,6 +161,5 @@ def check_same_network(theirs: Config | Facts, mine: Config | Facts, source: str
         if ours.get(key) != given.get(key):
             raise UserError(
                 f"{source}: its weights are of another network, with {key}={given.get(key)}, and "
-                f"this run has {ours.get(key)}; make them equal, or train from scratch with "
-                "objective.init=null"
+                f"this run has {ours.get(key)}; make them equal, or {otherwise}"
             )

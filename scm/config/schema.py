@@ -63,8 +63,7 @@ class Trainer:
     lr_decay_fraction: float = between(0, 1)
     grad_clip: float | None = positive()
     max_skipped_steps: int = count()
-    ema_half_life_images: float = positive()
-    ema_rampup: float | None = positive()
+    ema_sigma_rel: float = between(0.001, 0.28)
     precision: Precision
     compile: Compile | None
     device: Device
@@ -76,6 +75,7 @@ class Trainer:
     final_quality_images: int = judged()
     save_every: int = count()
     keep_checkpoints: int = count()
+    branch: str | None
 
 
 @dataclass(frozen=True, kw_only=True)

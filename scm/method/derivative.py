@@ -12,11 +12,11 @@ from typing import Any, Protocol, Self
 import torch
 from torch import Tensor, nn
 
-from scm.config.methods import Form
+from scm.config.methods import Form, Rule
 from scm.method import schedules, trigflow
 from scm.method.network import Call
 from scm.method.network import call as plain_call
-from scm.method.tangent import JVPS, difference_tangent, network_tangent, rearranged_tangent
+from scm.method.tangent import DISCRETE, JVPS, network_tangent, rearranged_tangent
 
 
 @dataclass(frozen=True)
@@ -87,17 +87,25 @@ class Jvp:
 
 
 class Difference:
-    """g is a difference of f over one of the N intervals of EDM's grid (Song et al. 2023).
+    """g is a difference of f over one of the N intervals of EDM's grid: discrete time.
 
     With `Raw` tangents this is the discrete-time loss ||f(x_t, t) - f^-(x_s, s)||^2 but for a
-    weight of t: that which makes its gradient the continuous one as N grows. Raises ValueError
-    where an interval has no length.
+    weight of t, by `rule`: that which makes its gradient the continuous one as N grows.
+    Raises ValueError where an interval has no length.
     """
 
     def __init__(
-        self, *, N: int, sigma_min: float, sigma_max: float, rho: float, sigma_data: float
+        self,
+        *,
+        N: int,
+        rule: str,
+        sigma_min: float,
+        sigma_max: float,
+        rho: float,
+        sigma_data: float,
     ) -> None:
         self.sigma_data = sigma_data
+        self.tangent = DISCRETE[Rule(rule)]
         self.grid = schedules.karras_times(
             N, sigma_min=sigma_min, sigma_max=sigma_max, rho=rho, sigma_data=sigma_data
         ).flip(0)  # (N + 1,) from 0 upwards
@@ -130,6 +138,5 @@ class Difference:
             F_s, _ = call(net, x_s / sd, s.clamp_min(grid[1]), path.label)
         F, w = call(net, path.x_t / sd, path.t, path.label)
         with torch.no_grad():
-            f_s = trigflow.consistency(x_s, F_s, s, sd)
-            g = difference_tangent(F, f_s, path.x_t, path.dxdt, path.t, s, r=r, sigma_data=sd)
+            g = self.tangent(F, F_s, path.x_t, path.dxdt, path.t, s, r=r, sigma_data=sd)
         return F, w, g

@@ -1,5 +1,6 @@
 """EQUATIONS that depend on the step or on a grid alone: times, warm-ups, rates. Pure functions."""
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -43,15 +44,20 @@ def lr_factor(step: int, progress: float, *, warmup_steps: int, decay_fraction: 
     return rise * fall
 
 
-def ema_decay(
-    images_seen: int, batch_size: int, *, half_life_images: float, rampup: float | None
-) -> float:
-    """beta = 2^(-batch / half-life): after `half_life_images` an old weight counts half.
+def ema_exponent(sigma_rel: float) -> float:
+    """gamma of a power-function average of relative width sigma_rel (Karras et al. 2024, 3.1).
 
-    With `rampup` the half-life is at most that part of the images seen so far, so that an early
-    average forgets its random start (Karras et al. 2022, `ema_rampup_ratio`).
+    sigma_rel = sqrt(gamma + 1) / ((gamma + 2) sqrt(gamma + 3)): the standard deviation of the
+    averaged steps, as a part of all steps so far. Below 0.289, which is gamma = 0.
     """
-    half_life = half_life_images
-    if rampup is not None:
-        half_life = min(half_life, rampup * images_seen)
-    return 0.5 ** (batch_size / max(half_life, 1e-8))
+    inverse = sigma_rel**-2
+    return float(np.roots([1, 7, 16 - inverse, 12 - inverse]).real.max())
+
+
+def ema_decay(steps: int, exponent: float) -> float:
+    """beta = (1 - 1/k)^(gamma + 1), k = `steps` finished ones  (Karras et al. 2024, sec. 3.1).
+
+    The average after k steps then weights step i by about i^gamma: it forgets its random start,
+    and its length grows with training.
+    """
+    return (1 - 1 / steps) ** (exponent + 1)

@@ -11,9 +11,9 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from scm.config.methods import Form, Norm
+from scm.config.methods import Form, Norm, Rule
 from scm.method import dual
-from scm.method.trigflow import broadcast, consistency
+from scm.method.trigflow import broadcast, consistency, step
 
 Network = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]  # (x_t / sigma_data, t) -> (F, w)
 Jvp = Callable[..., tuple[Any, Any]]  # (function, primals, tangents) -> (value, tangent)
@@ -83,7 +83,7 @@ def rearranged_tangent(
 
 def difference_tangent(
     F: Tensor,
-    f_s: Tensor,
+    F_s: Tensor,
     x_t: Tensor,
     dxdt: Tensor,
     t: Tensor,
@@ -95,12 +95,36 @@ def difference_tangent(
     """g = r cos(t) (f(x_t, t) - f(x_s, s)) / (t - s) - (1 - r) cos^2(t) (sd F - dx/dt).
 
     `rearranged_tangent` with a difference for df/dt (Song et al. 2023, discrete time): both are
-    the same in the limit s -> t, at every r. `f_s` is f(x_s, s), s < t.
+    the same in the limit s -> t, at every r. `F_s` is F(x_s, s), s < t.
     """
-    f_t = consistency(x_t, F, t, sigma_data)
+    x_s = step(x_t, dxdt, t, s)
+    f_t, f_s = consistency(x_t, F, t, sigma_data), consistency(x_s, F_s, s, sigma_data)
     t, s = broadcast(t, x_t), broadcast(s, x_t)
     change = torch.cos(t) * (f_t - f_s) / (t - s)
     return r * change - (1 - r) * torch.cos(t) ** 2 * (sigma_data * F - dxdt)
+
+
+def discrete_tangent(
+    F: Tensor,
+    F_s: Tensor,
+    x_t: Tensor,
+    dxdt: Tensor,
+    t: Tensor,
+    s: Tensor,
+    *,
+    r: float,
+    sigma_data: float,
+) -> Tensor:
+    """g = -cos^2(s) (sd F - dx/dt) - r cos(s) sin(s) (x_t + sd dF), d = t - s.
+
+    dF = (cos(d) F - F_s) / sin(d): `rearranged_tangent` in discrete time, in the manner of Lu &
+    Song 2025, Algorithm 2. `F_s` is F(x_s, s), x_s the DDIM step from x_t to s < t. At r = 1, g is cos(s) (f(x_t, t) -
+    f(x_s, s)) / sin(d), and in the limit s -> t Algorithm 1's at every r.
+    """
+    s, d = broadcast(s, x_t), broadcast(t - s, x_t)
+    cos, sin = torch.cos(s), torch.sin(s)
+    change = (torch.cos(d) * F - F_s) / torch.sin(d)
+    return -(cos**2) * (sigma_data * F - dxdt) - r * cos * sin * (x_t + sigma_data * change)
 
 
 def lagrangian_tangent(
@@ -115,6 +139,9 @@ def lagrangian_tangent(
     d = broadcast(d, x_t)
     cos, sin = torch.cos(d), torch.sin(d)
     return -cos * (cos * sigma_data * F - dxds) - r * (cos * sin * x_t - sigma_data * dF)
+
+
+DISCRETE = {Rule.lu_song: discrete_tangent, Rule.song: difference_tangent}
 
 
 def norm_of(g: Tensor, norm: Norm) -> Tensor:

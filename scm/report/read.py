@@ -68,6 +68,12 @@ class Run:
         return self.status == Status.done
 
     @property
+    def broke_at(self) -> int | None:
+        """The step at which its tangent had outgrown its past, where it has."""
+        step = self.record.get("broke_at")
+        return int(step) if is_finite(step) else None
+
+    @property
     def reason(self) -> str:
         """The last line of its traceback."""
         return self.failure.strip().rpartition("\n")[2]
@@ -125,9 +131,11 @@ class Setting:
         return len(done) + sum(run.status == Status.failed for run in self.runs)
 
     def statuses(self) -> str:
-        """`2 done, 1 failed`."""
+        """`2 done, 1 failed, 1 broke`: one of these runs has begun to break."""
         count = Counter(run.status for run in self.runs)
-        return ", ".join(f"{n} {status}" for status, n in count.items())
+        broke = sum(run.broke_at is not None for run in self.runs)
+        words = [f"{n} {status}" for status, n in count.items()]
+        return ", ".join([*words, f"{broke} broke"] if broke else words)
 
     def pictures(self) -> dict[str, bytes]:
         """Those of the first run that has any."""

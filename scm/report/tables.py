@@ -8,7 +8,7 @@ from html import escape
 from scm.report.compare import Cell, Comparison
 
 FACTS = (
-    *("status", "objective", "steps", "images_seen", "seconds", "images_per_second"),
+    *("status", "broke_at", "objective", "steps", "images_seen", "seconds", "images_per_second"),
     *("parameters", "precision", "device", "git_commit"),
 )
 ALPHA = 0.05

@@ -4,16 +4,18 @@ import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 
 import torch
 from torch import nn
 
 from scm.config import metrics, rules
 from scm.config.allow import construct
-from scm.config.read import flatten
-from scm.config.schema import Config
+from scm.config.read import flatten, read
+from scm.config.schema import Config, Facts
 from scm.core import distributed, machine, rng
 from scm.core.errors import UserError
+from scm.core.files import found
 from scm.data.dataset import Dataset
 from scm.data.images import ImageDataset
 from scm.evaluation import features
@@ -75,11 +77,14 @@ def assemble(config: Config, folder: RunFolder, *, teacher: str | None) -> Assem
     )
     given = {"params": lambda: list(net.parameters())}
     optimizer = construct(torch.optim.Optimizer, "optimizer", config.optimizer, given)
+    learner = Learner(net, optimizer)
+    if trainer.branch is not None and not _begun(folder):
+        sources["branch"] = _branch(learner, config, found(trainer.branch))
     return Assembly(
         folder=folder,
         config=config,
         task=Task(objective, data, trainer, config.seed, config.model.num_classes > 0, world),
-        learner=Learner(net, optimizer),
+        learner=learner,
         evaluator=evaluator,
         sources=sources,
         device=device,
@@ -146,10 +151,25 @@ def _objective(
     return objective, sources
 
 
+def _begun(folder: RunFolder) -> bool:
+    """Whether the run goes on from a checkpoint of its own."""
+    return any(folder.checkpoints.glob(f"*{store.SUFFIX}"))
+
+
+def _branch(learner: Learner, config: Config, path: Path) -> dict[str, str]:
+    """Let the learner stand where another run's checkpoint does; returns what it began from."""
+    saved = store.read(path)
+    theirs, source = read(saved["config"], Facts), f"trainer.branch={path}"
+    rules.check_fits(theirs, config, source)
+    rules.check_same_network(theirs, config, source, "branch from another run")
+    learner.branch_from(saved)
+    return {"path": str(path), store.WEIGHTS_SHA256: store.weights_digest(saved["net"])}
+
+
 def _check_sources(folder: RunFolder, sources: dict[str, dict[str, str]]) -> None:
     """Refuse to go on with a run where other weights now stand at the path of its teacher's."""
-    if not any(folder.checkpoints.glob(f"*{store.SUFFIX}")):
-        return  # it begins anew
+    if not _begun(folder):
+        return
     before = flatten(folder.metrics().get("sources"))
     for key, source in sources.items():
         now = source[store.WEIGHTS_SHA256]

@@ -106,6 +106,14 @@ class Learner:
         self.ema.net.load_state_dict(saved["ema"])
         self.optimizer.load_state_dict(saved["optimizer"])
 
+    def branch_from(self, saved: dict[str, Any]) -> None:
+        """Stand where another learner stood, with the settings of one's own optimiser.
+
+        Its moments go on as they are: with another beta the first average is what it was.
+        """
+        mine = self.optimizer.state_dict()["param_groups"]
+        self.load_state_dict({**saved, "optimizer": {**saved["optimizer"], "param_groups": mine}})
+
 
 def skips_by_itself(optimizer: torch.optim.Optimizer, device: torch.device) -> bool:
     """Whether its kernel can leave everything as it is without the host knowing."""

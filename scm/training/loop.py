@@ -19,6 +19,7 @@ from scm.data.dataset import Dataset
 from scm.method import schedules
 from scm.method.network import Draw
 from scm.method.objective import Loss, Objective
+from scm.training import watch
 from scm.training.learner import Learner
 
 log = logging.getLogger(__name__)
@@ -109,6 +110,8 @@ def add_gradients(
             "train/w": loss.w.mean(),
             **{tag: value.mean() for tag, value in loss.terms.items()},
         }
+        if (rms := loss.terms.get("tangent/rms")) is not None:
+            means |= watch.by_noise(rms, draw.t[rows])
         sums = {tag: sums.get(tag, 0) + weight * mean for tag, mean in means.items()}
     return world.sums(sums)
 
@@ -150,6 +153,7 @@ def train_steps(
     parameters = [p for p in learner.net.parameters() if p.requires_grad]
     max_norm = trainer.grad_clip if trainer.grad_clip is not None else float("inf")
     parts = parts_of(world.rows(trainer.batch_size), trainer.micro_batch_size)
+    exponent = schedules.ema_exponent(trainer.ema_sigma_rel)
     learner.net.train()
     sizes = {rows.stop - rows.start: rows for rows in parts}
     draws = (task.draw(0).part(rows) for rows in sizes.values())
@@ -174,12 +178,7 @@ def train_steps(
         finite = torch.isfinite(grad_norm) & torch.isfinite(scalars["train/loss"])
         learner.step += 1
         learner.images_seen += trainer.batch_size
-        decay = schedules.ema_decay(
-            learner.images_seen,
-            trainer.batch_size,
-            half_life_images=trainer.ema_half_life_images,
-            rampup=trainer.ema_rampup,
-        )
+        decay = schedules.ema_decay(learner.step, exponent)
         learner.take_step(finite, decay)
         scalars["train/grad_norm"] = grad_norm
         yield StepRecord(learner.step, scalars, finite, rate, decay)

@@ -20,6 +20,7 @@ from scm.runs.log import Logger
 from scm.training.assemble import Assembly
 from scm.training.loop import StepRecord
 from scm.training.meters import Counters, Meter
+from scm.training.watch import Watch, levels
 
 log = logging.getLogger(__name__)
 
@@ -37,6 +38,8 @@ class Recorder:
         self._parts, self._task, self._learner = parts, parts.task, parts.learner
         self._begun_at: int | None = None  # step; from then on metrics.json is this process's
         self.counters, self.meter = Counters(), Meter()
+        self.watch = Watch(parts.device)
+        self._alarmed = False  # by this process
         self.evaluated: dict[str, float] = {}
         self.best: dict[str, Any] | None = None  # step, metric and value of the best evaluation
 
@@ -45,6 +48,7 @@ class Recorder:
         return {
             "counters": vars(self.counters).copy(),
             "meter": {"sums": dict(self.meter.sums), "count": int(self.meter.count)},
+            "watch": self.watch.state_dict(),
             "evaluated": self.evaluated,
             "best": self.best,
         }
@@ -54,6 +58,7 @@ class Recorder:
         self.counters = Counters(**saved["counters"])
         sums = {tag: sum.to(self._parts.device) for tag, sum in saved["meter"]["sums"].items()}
         self.meter = Meter(sums, saved["meter"]["count"])
+        self.watch.load_state_dict(saved["watch"])
         self.evaluated, self.best = saved["evaluated"], saved["best"]
 
     def used(self) -> float:
@@ -88,6 +93,7 @@ class Recorder:
         """Count a step that began at time.perf_counter's `started`; write a record when due."""
         world, trainer = self._task.world, self._task.trainer
         self.meter.add(record.scalars, record.finite)
+        self.watch.add(record.step, record.scalars, record.finite)
         if record.step % trainer.log_every == 0:
             self._record(record)
         seconds = world.largest(time.perf_counter() - started)
@@ -95,9 +101,10 @@ class Recorder:
         self._progress.update(self.used(), record.step, self.counters.images_per_second)
 
     def _record(self, record: StepRecord) -> None:
-        means, speed = self.meter.take(), self.counters.images_per_second
+        means, speed = levels(self.meter.take()), self.counters.images_per_second
         values = {
             **means,
+            **self.watch.scalars(),
             "train/learning_rate": record.learning_rate,
             "train/ema_decay": record.ema_decay,
             "train/skipped_steps": int(self._learner.skipped.total),
@@ -109,6 +116,9 @@ class Recorder:
         self._task.world.first(lambda: self._logger.scalars(record.step, values))
         loss, grad_norm = (means.get(f"train/{tag}", math.nan) for tag in ("loss", "grad_norm"))
         self._progress.report(record.step, speed, loss, grad_norm)
+        if not self._alarmed and (alarm := self.watch.alarm(self._learner.lr)):
+            log.warning("%s", alarm)
+            self._alarmed = True
 
     def is_best(self, evaluated: dict[str, float]) -> bool:
         """Take these metrics as the last evaluation's; whether it is the best so far.
@@ -158,6 +168,7 @@ class Recorder:
             "steps": learner.step,
             "images_seen": learner.images_seen,
             "skipped_steps": int(learner.skipped.total),
+            "broke_at": int(self.watch.broke_at) or None,
             "seconds": round(self.counters.seconds, 3),
             "images_per_second": round(self.counters.images_per_second, 1),
             "peak_memory_bytes": machine.peak_memory_bytes(parts.device),

@@ -9,6 +9,7 @@ from scm.method import tangent, weighting
 from scm.method.network import Draw
 
 H = 8
+RULES = pytest.mark.parametrize("rule", ["song", "lu_song"])
 
 
 def draw():
@@ -121,9 +122,10 @@ def test_the_exact_consistency_model_is_a_fixed_point_of_distillation():
     assert loss.error.max() < 1e-25
 
 
+@RULES
 @pytest.mark.parametrize("step", [0, 3, 100])
 @pytest.mark.parametrize("name", ["ct", "cd"])
-def test_with_many_steps_the_discrete_gradient_is_the_continuous_one(name, step):
+def test_with_many_steps_the_discrete_gradient_is_the_continuous_one(name, step, rule):
     """The difference falls with 1/N, at every stage of the warm-up and with the tangent changed."""
     net, d = WeightedNet(), draw()
     teacher = GaussianData(s=0.9, sigma_data=SD).diffusion_net if name == "cd" else None
@@ -131,20 +133,24 @@ def test_with_many_steps_the_discrete_gradient_is_the_continuous_one(name, step)
     continuous = consistency(weighting.NoPrior, **more)
     errors = []
     for N in (4000, 8000):
-        objective = discrete(N, weighting.NoPrior, **more)
+        objective = discrete(N, weighting.NoPrior, rule=rule, **more)
         at = Draw(x0=d.x0, z=d.z, t=objective.times(d.t), label=None)
         mine = grads(net, objective.loss(net, at, step).loss)
         limit = grads(net, continuous.loss(net, at, step).loss)
         errors.append(max(float((a - b).abs().max()) for a, b in zip(mine, limit, strict=True)))
     assert errors[1] < 2e-3
-    if step:  # at r = 0 there is no difference in it
+    if step or rule == "lu_song":  # at r = 0 Song's has no difference in it
         assert 1.8 < errors[0] / errors[1] < 2.2
 
 
-def test_the_discrete_loss_is_the_squared_difference_of_f_weighted():
-    """||f - f^-||^2 of Song et al. 2023: its gradient, times cos / ((t - s) sd sin), is this."""
+@RULES
+def test_the_discrete_loss_is_the_squared_difference_of_f_weighted(rule):
+    """||f - f^-||^2: its gradient, times cos(t) / ((t - s) sd sin(t)), is Song et al.'s (2023).
+
+    Lu & Song's (2025) is the same with cos(s) / (sin(t - s) sd sin(t)).
+    """
     net, d = WeightedNet(), draw()
-    objective = discrete(20, adaptive=False)
+    objective = discrete(20, rule=rule, adaptive=False)
     grid = objective.derivative.grid
     t = objective.times(d.t)
     s = torch.stack([grid[grid < time].max() for time in t])
@@ -153,7 +159,8 @@ def test_the_discrete_loss_is_the_squared_difference_of_f_weighted():
     f_t = t4.cos() * x_t - t4.sin() * SD * net(x_t / SD, t)[0]
     with torch.no_grad():
         f_s = s4.cos() * x_s - s4.sin() * SD * net(x_s / SD, s)[0]
-    weight = t.cos() / ((t - s) * SD * t.sin())
+    weights = {"song": t.cos() / (t - s), "lu_song": s.cos() / (t - s).sin()}
+    weight = weights[rule] / (SD * t.sin())
     naive = weight * ((f_t - f_s) ** 2).mean((1, 2, 3))
     mine = grads(net, objective.loss(net, d, 100).loss)[0]
     torch.testing.assert_close(mine, grads(net, naive)[0], rtol=1e-9, atol=1e-12)
@@ -187,8 +194,9 @@ def test_a_grid_too_fine_for_float32_is_refused(N, sigma_max):
         discrete(N, sigma_max=sigma_max)
 
 
+@RULES
 @pytest.mark.parametrize("N", [2, 10])
-def test_data_of_one_point_are_a_fixed_point_for_every_N(N):
+def test_data_of_one_point_are_a_fixed_point_for_every_N(N, rule):
     """f = x0 for all (x_t, t) is exact there, and both ends of every interval agree."""
     x0, z, t = points()
     x0 = torch.full_like(x0, 0.3)
@@ -197,7 +205,7 @@ def test_data_of_one_point_are_a_fixed_point_for_every_N(N):
         t4 = t.view(-1, 1, 1, 1)
         return (t4.cos() * x * SD - 0.3) / (t4.sin() * SD), torch.zeros_like(t)
 
-    loss = discrete(N).loss(net, Draw(x0=x0, z=z, t=t, label=None), 100)
+    loss = discrete(N, rule=rule).loss(net, Draw(x0=x0, z=z, t=t, label=None), 100)
     assert loss.error.max() < 1e-24
 
 

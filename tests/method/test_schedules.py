@@ -2,6 +2,7 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
 
@@ -44,18 +45,15 @@ def test_lr_factor_rises_holds_and_falls():
     assert schedules.lr_factor(0, 1.0, warmup_steps=0, decay_fraction=0.0) == 1
 
 
-@pytest.mark.parametrize("batch_size", [1, 64, 500])
-def test_after_a_half_life_an_old_weight_counts_half(batch_size):
-    weight, half_life = 1.0, 32_000
-    for seen in range(0, half_life, batch_size):
-        weight *= schedules.ema_decay(seen, batch_size, half_life_images=half_life, rampup=None)
-    assert weight == pytest.approx(0.5, abs=1e-9)
-
-
-def test_ema_rampup_bounds_the_half_life_by_the_images_seen():
-    def decay(seen):
-        return schedules.ema_decay(seen, 100, half_life_images=1e6, rampup=0.05)
-
-    assert decay(0) < 1e-9  # the first step takes over the trained weights
-    assert decay(2000) == pytest.approx(0.5)  # half-life 0.05 * 2000 images: one batch
-    assert decay(10**9) == pytest.approx(0.5 ** (100 / 1e6))
+@pytest.mark.parametrize("sigma_rel", [0.02, 0.063, 0.2])
+def test_the_averages_relative_width_is_sigma_rel(sigma_rel):
+    """The weights that the average of 20,000 steps gives to each of them, by what follows it."""
+    n, exponent = 20_000, schedules.ema_exponent(sigma_rel)
+    decays = np.array([schedules.ema_decay(k, exponent) for k in range(1, n + 1)])
+    assert decays[0] == 0  # the first step takes over the trained weights
+    kept = np.append(np.cumprod(decays[:0:-1])[::-1], 1.0)
+    weights, steps = (1 - decays) * kept, np.arange(1, n + 1) / n
+    assert weights.sum() == pytest.approx(1)
+    mean = (weights * steps).sum()
+    assert np.sqrt((weights * (steps - mean) ** 2).sum()) == pytest.approx(sigma_rel, rel=1e-3)
+    assert mean == pytest.approx((exponent + 1) / (exponent + 2), rel=1e-3)

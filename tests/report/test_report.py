@@ -63,6 +63,13 @@ def test_settings_are_runs_that_differ_by_seed_alone(folder):
     assert found[0].values("final/one_step/recall").keys() == {0, 1, 2}
 
 
+def test_runs_that_broke_are_counted_beside_those_that_ended(folder):
+    a_run(folder, "weighting=unit,seed=3", 3, 400, broke_at=41)
+    a_run(folder, "weighting=unit,seed=4", 4, 12, broke_at=None)
+    statuses = {s.label: s.statuses() for s in read.settings(read.found([folder]))}
+    assert statuses == {"weighting=unit": "5 done, 1 broke", "weighting=no_prior": "3 done"}
+
+
 def test_labels_are_short_where_that_is_unambiguous(tmp_path):
     for k, keys in enumerate((("a.x", "objective/tangent"), ("b.x", "objective/tangent"))):
         path = a_run(tmp_path, f"run{k}", 0, 10)

@@ -32,11 +32,13 @@ def consistency(weights=weighting.Unit, *, form="dual", warmup=8, control=None, 
     )
 
 
-def discrete(N, weights=weighting.Unit, *, warmup=8, control=None, sigma_max=80.0, **more):
+def discrete(
+    N, weights=weighting.Unit, *, rule="song", warmup=8, control=None, sigma_max=80.0, **more
+):
     """The same over N intervals."""
     grid = {"sigma_min": 0.002, "sigma_max": sigma_max, "rho": 7.0, "sigma_data": SD}
     return objective.Eulerian(
-        derivative=derivative.Difference(N=N, **grid),
+        derivative=derivative.Difference(N=N, rule=rule, **grid),
         tangent=control or tangent.Raw(),
         tangent_warmup_steps=warmup,
         **common(weights, **more),

@@ -1,0 +1,69 @@
+"""What the method's yaml say, beside what their sources say: a slip of the pen changes a method."""
+
+import pytest
+from runs import composed_once
+
+from scm.config.read import flatten, plain
+
+PAPER = {  # Lu & Song 2025, Karras et al. 2022; what differs from them here is CHOSEN
+    "data.sigma_data": 0.5,
+    "optimizer.eps": 1e-8,
+    "optimizer.weight_decay": 0.0,
+    "model.dropout": 0.0,
+    "model.norm": "double",
+    "model.time_embedding.c_noise": "t",
+    "weighting._target_": "scm.method.weighting.Unit",
+    "sampler.one_step.sigma_max": 80.0,
+    "sampler.one_step.times": [],
+    "sampler.two_step.sigma_max": 80.0,
+    "sampler.two_step.times": [1.1],
+    "objective.derivative._target_": "scm.method.derivative.Jvp",
+    "objective.init": "teacher",
+    "objective.tangent._target_": "scm.method.tangent.Normalize",
+    "objective.tangent.c": 0.1,
+}
+CHOSEN = {  # docs/lab-notes.md, docs/stability.md
+    "objective.times.P_mean": -1.5,
+    "objective.times.P_std": 2.0,
+    "objective.adaptive_weight": False,
+    "objective.tangent.norm": "rms",
+    "optimizer.lr": 2e-4,
+    "optimizer.betas": [0.0, 0.99],
+    "trainer.batch_size": 128,
+    "trainer.grad_clip": None,
+    "trainer.ema_sigma_rel": 0.063,
+}
+DIFFUSION = {
+    "objective.velocity._target_": "scm.method.velocity.Pair",
+    "objective.times.P_mean": -1.2,
+    "objective.times.P_std": 1.4,
+    "objective.adaptive_weight": True,
+    "optimizer.betas": [0.9, 0.99],
+    "optimizer.lr": 1e-3,
+    "sampler.heun.steps": 18,
+    "sampler.heun.sigma_min": 0.002,
+    "sampler.heun.sigma_max": 80.0,
+    "sampler.heun.rho": 7.0,
+    "weighting._target_": "scm.method.weighting.Unit",
+    "model.dropout": 0.0,
+}
+CONSISTENCY = PAPER | CHOSEN
+VALUES = {
+    "sct": {**CONSISTENCY, "objective.velocity._target_": "scm.method.velocity.Pair"},
+    "scd": {**CONSISTENCY, "objective.velocity._target_": "scm.method.velocity.Teacher"},
+    "diffusion": DIFFUSION,
+}
+
+
+@pytest.mark.parametrize("objective", VALUES)
+def test_a_method_is_what_its_sources_say(objective):
+    flat = flatten(plain(composed_once((f"objective={objective}",))))
+    assert {key: flat[key] for key in VALUES[objective]} == VALUES[objective]
+
+
+def test_the_discrete_ablation_is_the_papers_and_the_discrete_objective_is_songs():
+    for overrides, rule in (
+        (("ablation=discrete_64",), "lu_song"),
+        (("objective=discrete_ct",), "song"),
+    ):
+        assert flatten(plain(composed_once(overrides)))["objective.derivative.rule"] == rule
