@@ -1,14 +1,14 @@
 """From samples to rows (of JSON values), and from rows to a Markdown table."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 import torch
 
 from benchmark import reference
 from benchmark.memory import Memory
-from benchmark.timing import Timing
+from benchmark.timing import Label, Timing
 
 Row = dict[str, Any]
 QUARTILES = ("q1", "median", "q3")
@@ -66,6 +66,19 @@ def add_speedups(rows: Sequence[Row], *, reference: str) -> None:
         if not row["error"] and row["batch_size"] in seconds:
             pairs = zip(seconds[row["batch_size"]], row["seconds"]["samples"], strict=True)
             row["speedup"] = quartiles([its / mine for its, mine in pairs])
+
+
+def neighbour_rows(label: Label, seconds: dict[str, list[float]]) -> list[Row]:
+    """One row per case: its seconds by round, and its rate as a share of the first case's."""
+    first, *_ = seconds.values()
+    rows: list[Row] = []
+    for case, own in seconds.items():
+        row: Row = {**asdict(replace(label, case=case)), "images": label.batch_size, "error": ""}
+        row["seconds"] = quartiles(own) | {"samples": own}
+        row["images_per_second"] = label.batch_size / row["seconds"]["median"]
+        row["share"] = quartiles([its / mine for its, mine in zip(first, own, strict=True)])
+        rows.append(row)
+    return rows
 
 
 def _convolution_peaks(timings: Sequence[Timing]) -> dict[str, float]:
@@ -131,6 +144,7 @@ COLUMNS: tuple[tuple[str, str, Callable[[Row], str]], ...] = (  # header, key it
     ("images/s", "images_per_second", lambda row: f"{row['images_per_second']:,.0f}"),
     ("to diffusion", "ratio", _ratio("ratio", 2)),
     ("times the starting scripts'", "speedup", _ratio("speedup", 1)),
+    ("rate / first row's", "share", _ratio("share", 2)),
     ("GFLOP", "flops", lambda row: f"{row['flops'] / 1e9:.3g}"),
     ("TFLOP/s", "flops_per_second", lambda row: f"{row['flops_per_second'] / 1e12:.3g}"),
     ("of conv peak", "fraction_of_peak", lambda row: f"{row['fraction_of_peak']:.0%}"),

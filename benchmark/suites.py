@@ -10,10 +10,11 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from benchmark import memory, reference, report
+from benchmark import memory, neighbour, reference, report
 from benchmark.cases import UNCOMPILED_FORMS, Workshop, step_cases
 from benchmark.timing import Case, Label, measure
 from scm.config.schema import Precision
+from scm.core.errors import UserError
 from scm.core.machine import find_dtype
 
 SCALED = ("diffusion", "sct dual")  # the steps of the suites on scaling and on the seed
@@ -196,6 +197,28 @@ class MemorySuite(Suite):
         )
 
 
+class NeighbourSuite(Suite):
+    """A training step alone and beside a busy process, by how torch's threads wait."""
+
+    question = "what a busy neighbour costs a step, by how threads wait (CPU)"
+
+    def rows(self) -> list[report.Row]:
+        if self.request.device.type != "cpu":
+            raise UserError("--suite neighbour: about the threads of a CPU; use --device cpu")
+        rows: list[report.Row] = []
+        for label in self.labels():
+            step = replace(label, case="sct dual")
+            seconds: dict[str, list[float]] = {}
+            for _ in tqdm(range(self.request.rounds), unit="round"):
+                for wait, busy in product(neighbour.WAITS, (0, 1)):
+                    with neighbour.neighbours(busy):
+                        second = neighbour.seconds(step, wait, overrides=self.workshop.overrides)
+                    case = f"{wait}, {'beside a busy process' if busy else 'alone'}"
+                    seconds.setdefault(case, []).append(second)
+            rows += report.neighbour_rows(label, seconds)
+        return rows
+
+
 class ReportSuite(Suite):
     """The report of a sweep of many runs."""
 
@@ -214,6 +237,7 @@ SUITES: dict[str, type[Suite]] = {
     "data": DataSuite,
     "scaling": ScalingSuite,
     "memory": MemorySuite,
+    "neighbour": NeighbourSuite,
     "report": ReportSuite,
 }
 

@@ -118,8 +118,8 @@ def discrete_tangent(
     """g = -cos^2(s) (sd F - dx/dt) - r cos(s) sin(s) (x_t + sd dF), d = t - s.
 
     dF = (cos(d) F - F_s) / sin(d): `rearranged_tangent` in discrete time, in the manner of Lu &
-    Song 2025, Algorithm 2. `F_s` is F(x_s, s), x_s the DDIM step from x_t to s < t. At r = 1, g is cos(s) (f(x_t, t) -
-    f(x_s, s)) / sin(d), and in the limit s -> t Algorithm 1's at every r.
+    Song 2025, Algorithm 2. `F_s` is F(x_s, s), x_s the DDIM step from x_t to s < t. At r = 1,
+    g = cos(s) (f(x_t, t) - f(x_s, s)) / sin(d); as s -> t it is Algorithm 1's at every r.
     """
     s, d = broadcast(s, x_t), broadcast(t - s, x_t)
     cos, sin = torch.cos(s), torch.sin(s)

@@ -28,6 +28,7 @@ from scm.runs.folder import RunFolder
 from scm.runs.model import Model
 from scm.training.learner import Learner
 from scm.training.loop import Task
+from scm.training.watch import Watch
 
 log = logging.getLogger(__name__)
 
@@ -40,6 +41,7 @@ class Assembly:
     config: Config
     task: Task
     learner: Learner
+    watch: Watch
     evaluator: Evaluator
     sources: dict[str, dict[str, str]]  # teacher, init -> path and digest of their weights
     device: torch.device
@@ -77,14 +79,15 @@ def assemble(config: Config, folder: RunFolder, *, teacher: str | None) -> Assem
     )
     given = {"params": lambda: list(net.parameters())}
     optimizer = construct(torch.optim.Optimizer, "optimizer", config.optimizer, given)
-    learner = Learner(net, optimizer)
+    learner, watch = Learner(net, optimizer), Watch(device)
     if trainer.branch is not None and not _begun(folder):
-        sources["branch"] = _branch(learner, config, found(trainer.branch))
+        sources["branch"] = _branch(learner, watch, config, found(trainer.branch))
     return Assembly(
         folder=folder,
         config=config,
         task=Task(objective, data, trainer, config.seed, config.model.num_classes > 0, world),
         learner=learner,
+        watch=watch,
         evaluator=evaluator,
         sources=sources,
         device=device,
@@ -156,13 +159,14 @@ def _begun(folder: RunFolder) -> bool:
     return any(folder.checkpoints.glob(f"*{store.SUFFIX}"))
 
 
-def _branch(learner: Learner, config: Config, path: Path) -> dict[str, str]:
-    """Let the learner stand where another run's checkpoint does; returns what it began from."""
+def _branch(learner: Learner, watch: Watch, config: Config, path: Path) -> dict[str, str]:
+    """Let both stand where another run's checkpoint does; returns what that was."""
     saved = store.read(path)
     theirs, source = read(saved["config"], Facts), f"trainer.branch={path}"
     rules.check_fits(theirs, config, source)
     rules.check_same_network(theirs, config, source, "branch from another run")
     learner.branch_from(saved)
+    watch.load_state_dict(saved["watch"])
     return {"path": str(path), store.WEIGHTS_SHA256: store.weights_digest(saved["net"])}
 
 

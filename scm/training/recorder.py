@@ -20,7 +20,7 @@ from scm.runs.log import Logger
 from scm.training.assemble import Assembly
 from scm.training.loop import StepRecord
 from scm.training.meters import Counters, Meter
-from scm.training.watch import Watch, levels
+from scm.training.watch import levels
 
 log = logging.getLogger(__name__)
 
@@ -38,7 +38,7 @@ class Recorder:
         self._parts, self._task, self._learner = parts, parts.task, parts.learner
         self._begun_at: int | None = None  # step; from then on metrics.json is this process's
         self.counters, self.meter = Counters(), Meter()
-        self.watch = Watch(parts.device)
+        self.watch = parts.watch
         self._alarmed = False  # by this process
         self.evaluated: dict[str, float] = {}
         self.best: dict[str, Any] | None = None  # step, metric and value of the best evaluation
