@@ -1,15 +1,17 @@
 """The benchmark's command on tiny networks, its FLOPs, and the seed's form of the tangent."""
 
 import json
+import subprocess
 from dataclasses import replace
 from functools import partial
+from types import SimpleNamespace
 
 import pytest
 import torch
 import torch.nn.functional as F
 from runs import DIGITS, TINY
 
-from benchmark import cases, memory, reference, report, timing
+from benchmark import cases, memory, neighbour, reference, report, timing
 from benchmark import runs as sweep_runs
 from benchmark.__main__ import main
 from benchmark.cases import FORMS, STEPS
@@ -156,6 +158,29 @@ def test_memory_suite_measures_every_step_in_its_own_process(
         assert row["above_bytes"] == row["peak_bytes"] - row["base_bytes"]
         ratio = row["peak_bytes"] / rows["diffusion"]["peak_bytes"]
         assert row["peak_ratio"] == pytest.approx(ratio)
+
+
+@pytest.mark.slow
+def test_neighbour_suite_times_each_wait_alone_and_beside_a_busy_process(
+    capsys, tmp_path, commands, monkeypatch
+):
+    seen = []
+
+    def run(command, *, env, **_):
+        seen.append(env.get("OMP_WAIT_POLICY"))
+        return commands(*command[1:])
+
+    monkeypatch.setattr(neighbour, "subprocess", SimpleNamespace(run=run, Popen=subprocess.Popen))
+    waits = {"own": {}, "no spin": {"OMP_WAIT_POLICY": "passive"}}
+    monkeypatch.setattr(neighbour, "WAITS", waits)
+    lines, result = command(capsys, tmp_path, "--suite", "neighbour", rounds=1)
+    check_timed(lines, result, rounds=1)
+    both = ("alone", "beside a busy process")
+    assert [row["case"] for row in result["rows"]] == [f"{w}, {how}" for w in waits for how in both]
+    assert seen == [None, None, "passive", "passive"]
+    first = result["rows"][0]["seconds"]["median"]
+    for row in result["rows"]:
+        assert row["share"]["median"] == pytest.approx(first / row["seconds"]["median"])
 
 
 @pytest.mark.soak
