@@ -42,10 +42,6 @@ def _check_trainer(config: Config) -> None:
             "trainer.budget: steps, images and minutes are all null, so the run would never end; "
             "set one, for example trainer.budget.steps=3000"
         )
-    if (branch := config.trainer.branch) is not None and not found(branch).is_file():
-        raise UserError(
-            f"trainer.branch={branch}: no such file; name another run's checkpoints/step-*.pt"
-        )
     if config.trainer.compile is Compile.cuda_graphs and config.trainer.micro_batch_size:
         raise UserError(
             "trainer.compile=cuda_graphs: its graphs reuse the memory that gradients would be "

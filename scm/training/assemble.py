@@ -161,8 +161,11 @@ def _begun(folder: RunFolder) -> bool:
 
 def _branch(learner: Learner, watch: Watch, config: Config, path: Path) -> dict[str, str]:
     """Let both stand where another run's checkpoint does; returns what that was."""
+    source = f"trainer.branch={path}"
+    if not path.is_file():
+        raise UserError(f"{source}: no such file; name another run's checkpoints/step-*.pt")
     saved = store.read(path)
-    theirs, source = read(saved["config"], Facts), f"trainer.branch={path}"
+    theirs = read(saved["config"], Facts)
     rules.check_fits(theirs, config, source)
     rules.check_same_network(theirs, config, source, "branch from another run")
     learner.branch_from(saved)

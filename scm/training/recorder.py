@@ -117,7 +117,7 @@ class Recorder:
         loss, grad_norm = (means.get(f"train/{tag}", math.nan) for tag in ("loss", "grad_norm"))
         self._progress.report(record.step, speed, loss, grad_norm)
         if not self._alarmed and (alarm := self.watch.alarm(self._learner.lr)):
-            log.warning("%s", alarm)
+            self._task.world.first(lambda: log.warning("%s", alarm))
             self._alarmed = True
 
     def is_best(self, evaluated: dict[str, float]) -> bool:

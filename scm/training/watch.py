@@ -87,7 +87,7 @@ class Watch:
         return (
             f"training begins to break: since step {step} the tangent has grown beyond {LIMIT:g} "
             f"times its lowest size, now {float(self.growth.max()):.1f} times at noise {level} "
-            f"sigma_data; its samples will be poor. Lower optimizer.lr={lr:g}, or lengthen "
+            f"sigma_data; if it stays so, samples are poor. Lower optimizer.lr={lr:g}, or lengthen "
             "objective.tangent_warmup_steps (docs/stability.md)"
         )
 

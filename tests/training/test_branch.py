@@ -43,9 +43,11 @@ def test_a_branch_stands_where_the_checkpoint_does_with_settings_of_its_own(trun
 
 def test_a_branch_that_was_stopped_goes_on_from_its_own_checkpoint(trunk, tmp_path):
     own = (f"trainer.branch={trunk}", "trainer.budget.steps=3", "trainer.save_every=1")
-    trained(tmp_path / "branch", *SMALL, *own)
+    parts = built(tmp_path / "branch", *SMALL, *own)
+    ended = trained_of(parts)
     trunk.unlink()
-    assert built(tmp_path / "again", *SMALL, "trainer.budget.steps=3").learner.step == 0
+    again = trained(tmp_path / "branch", *SMALL, *own)
+    assert again["steps"] == 3 and again["metrics"]["eval/loss"] == ended["metrics"]["eval/loss"]
     with pytest.raises(UserError, match=r"trainer.branch=.*step-00000002.pt: no such file"):
         built(tmp_path / "new", *SMALL, *own)
 
