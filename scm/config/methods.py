@@ -36,6 +36,14 @@ class Velocity(Part):
     maps: ClassVar[bool] = False  # whether only a flow map has it
 
 
+class DataMeanVelocity(Velocity):
+    """data_mean: the pair's mean over the training set."""
+
+    targets = ("scm.method.velocity.DataMean",)
+    sigma_min: float = sigma()
+    points: int | None = whole(1, 2**32 - 1)
+
+
 class OwnVelocity(Velocity):
     """own: of the network's own diagonal."""
 

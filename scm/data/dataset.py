@@ -61,6 +61,13 @@ class Dataset(ABC):
         """Return which samples `batch` gives, None for a set that draws without end."""
         return None
 
+    def training_set(self) -> Batch:
+        """Return all training samples. Raises UserError for a set that draws without end."""
+        raise UserError(
+            f"data.name={self.name}: draws its samples without end, so there is no mean over them; "
+            "use objective/velocity=pair"
+        )
+
     @abstractmethod
     def test_batch(self, n: int) -> Batch:
         """Return n held-out samples, always the same ones."""

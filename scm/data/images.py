@@ -65,6 +65,9 @@ class ImageDataset(Dataset):
     def indices(self, seed: int, step: int, batch_size: int) -> list[int]:
         return batch_indices(seed, step, batch_size, len(self.train), self.train.device).tolist()
 
+    def training_set(self) -> Batch:
+        return Batch(to_float(self.train), self.train_labels)
+
     def test_batch(self, n: int) -> Batch:
         if not 0 < n <= len(self.test):
             raise ValueError(f"test_batch({n}): {self.name} has {len(self.test)} test images")

@@ -1,4 +1,4 @@
-"""The path's velocity dx/dt: of one data and noise pair, or of a diffusion teacher.
+"""The path's velocity dx/dt: of a data and noise pair, its mean over a data set, or a teacher's.
 
 It is the direction in which a consistency function shall not change, and what a diffusion model
 learns. Shapes: images (B, C, H, W), times (B,) in radians.
@@ -6,6 +6,7 @@ learns. Shapes: images (B, C, H, W), times (B,) in radians.
 
 from typing import Protocol
 
+import torch
 from torch import Tensor, nn
 
 from scm.method import trigflow
@@ -34,6 +35,72 @@ class Pair:
     def at(self, net: nn.Module, x: Tensor, s: Tensor, draw: Draw, call: Call) -> Tensor:
         """A pair has a velocity on its own line alone."""
         raise ValueError("a pair's velocity is known on its own line alone; use own or teacher")
+
+
+class DataMean(Pair):
+    """E[v given x_t] over the training set where sigma > sigma_min; below it the pair's v.
+
+    A pair's velocity is this mean and noise, and at high noise most of it is noise (Xu et al. 2023,
+    stable target fields). At low noise the mean is that of the nearest image alone, which the pair
+    gives without a search. With labels the mean is over images of the same class.
+    """
+
+    def __init__(
+        self,
+        *,
+        sigma_min: float,
+        points: int | None,  # images that the mean is over, the first ones; None: all
+        training_set: tuple[Tensor, Tensor],  # x0 (N, C, H, W), labels (N,)
+        sigma_data: float,
+    ) -> None:
+        self.sigma_min, self.sigma_data = sigma_min, sigma_data
+        self.x0, self.labels = (part[:points] for part in training_set)
+
+    def __call__(self, net: nn.Module, x_t: Tensor, draw: Draw, call: Call) -> Tensor:
+        """cot(t) x_t - E[x0 given x_t] / sin(t), or the pair's."""
+        v = super().__call__(net, x_t, draw, call)
+        high = trigflow.sigma_from_time(draw.t, self.sigma_data) > self.sigma_min
+        if x_t.device.type != "cpu":  # to look which rows are meant would wait for the device
+            return torch.where(trigflow.broadcast(high, v), self._mean(x_t, draw.t, draw.label), v)
+        label = None if draw.label is None else draw.label[high]
+        v[high] = self._mean(x_t[high], draw.t[high], label)
+        return v
+
+    def _mean(self, x_t: Tensor, t: Tensor, label: Tensor | None) -> Tensor:
+        mine = None if label is None else label[:, None] == self.labels
+        x0 = posterior_mean(x_t, t, self.x0, sigma_data=self.sigma_data, allowed=mine)
+        t = trigflow.broadcast(t, x_t)
+        return x_t / torch.tan(t) - x0 / torch.sin(t)
+
+
+def posterior_mean(
+    x_t: Tensor,
+    t: Tensor,
+    points: Tensor,
+    *,
+    sigma_data: float,
+    allowed: Tensor | None = None,
+    block: int = 2**14,
+) -> Tensor:
+    """E[x0 given x_t] of data that are `points` (N, C, H, W), each as likely: a softmax over them.
+
+    The weight of x_i is that of z = (x_t - cos(t) x_i) / sin(t) ~ N(0, sigma_data^2 I). `allowed`
+    (B, N) says which points count for whom. Memory is that of B x `block` numbers.
+    """
+    x, cos = x_t.flatten(1), torch.cos(t)[:, None]
+    variance = (sigma_data * torch.sin(t)[:, None]) ** 2
+    top, total = x.new_full((len(x), 1), -1e30), x.new_zeros(len(x), 1)
+    mean = torch.zeros_like(x)
+    for start in range(0, len(points), block):
+        y = points[start : start + block].flatten(1).to(x)
+        logits = (cos * (x @ y.T) - cos**2 / 2 * y.square().sum(1)) / variance
+        if allowed is not None:
+            logits = logits.masked_fill(~allowed[:, start : start + block], -torch.inf)
+        before, top = top, torch.maximum(top, logits.amax(1, keepdim=True))
+        weights, kept = torch.exp(logits - top), torch.exp(before - top)
+        total = kept * total + weights.sum(1, keepdim=True)
+        mean = kept * mean + weights @ y
+    return (mean / total).view_as(x_t)
 
 
 class Own(Pair):

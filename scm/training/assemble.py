@@ -64,7 +64,7 @@ def assemble(config: Config, folder: RunFolder, *, teacher: str | None) -> Assem
     torch.manual_seed(rng.derive_seed(config.seed, "weights"))
     net = models.network(config, device, dtype)
     load = partial(models.load_fitting, config=config, device=device, dtype=dtype)
-    objective, sources = _objective(config, net, teacher, load)
+    objective, sources = _objective(config, net, teacher, data, load)
     _check_sources(folder, sources)
     evaluator = Evaluator(
         config=config,
@@ -119,7 +119,11 @@ def _quality(config: Config, dataset: Dataset, device: torch.device) -> Quality 
 
 
 def _objective(
-    config: Config, net: nn.Module, teacher: str | None, load: Callable[..., Model]
+    config: Config,
+    net: nn.Module,
+    teacher: str | None,
+    data: Dataset,
+    load: Callable[..., Model],
 ) -> tuple[Objective, dict[str, dict[str, str]]]:
     """The objective with its parts; `net` gets its starting weights.
 
@@ -132,7 +136,11 @@ def _objective(
         loaded["teacher"] = load(str(teacher), "objective.teacher", to_distil=True)
         return loaded["teacher"].net
 
-    given = {"sigma_data": lambda: config.data.sigma_data, "teacher": load_teacher}
+    given = {
+        "sigma_data": lambda: config.data.sigma_data,
+        "teacher": load_teacher,
+        "training_set": data.training_set,
+    }
     weighting = construct(object, "weighting", config.weighting, given)
     given |= {"weighting": lambda: weighting}
     objective = construct(Objective, "objective", config.objective, given)  # type: ignore[type-abstract]

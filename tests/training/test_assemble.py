@@ -9,6 +9,7 @@ from runs import TINY, built, trained
 from signals import signal_at
 
 from scm.core.errors import UserError
+from scm.data.dataset import to_float
 from scm.evaluation import pictures
 from scm.evaluation.evaluator import Evaluation
 from scm.runs import store
@@ -136,3 +137,13 @@ def test_a_learned_weight_is_drawn_where_there_is_one(objective, drawn, tmp_path
     with torch.no_grad():
         parts.evaluator._loss_over_noise(parts.learner.ema.net, 0, result)
     assert list(result.pictures["loss_over_noise"]) == drawn
+
+
+def test_the_mean_velocity_is_over_the_training_images_and_the_toy_has_none(tmp_path):
+    mean = ("objective=sct", "objective/velocity=data_mean", "objective.velocity.points=50")
+    parts = built(tmp_path / "run", *TINY["unet_small"], *mean)
+    velocity, dataset = parts.task.objective.velocity, parts.task.dataset
+    assert torch.equal(velocity.x0, to_float(dataset.train[:50]))
+    assert torch.equal(velocity.labels, dataset.train_labels[:50])
+    with pytest.raises(UserError, match="data.name=bimodal: draws its samples without end"):
+        built(tmp_path / "toy", "data=bimodal", *TINY["mlp"], *mean)
