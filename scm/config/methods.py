@@ -112,6 +112,15 @@ class Normalize(Tangent):
     norm: Norm
 
 
+class Power(Tangent):
+    """power: g / (||g||^2 + c)^p."""
+
+    targets = ("scm.method.tangent.Power",)
+    p: float = between(0, 1)
+    c: float = positive()
+    norm: Norm
+
+
 class Clip(Tangent):
     """clip: g in [-bound, bound]."""
 
@@ -142,11 +151,12 @@ class Regression(Objective):
 
 
 class Eulerian(Objective):
-    """sct, scd, discrete_ct, discrete_cd."""
+    """sct, scd, discrete_ct, discrete_cd, meanflow, improved_meanflow, align_your_flow."""
 
     targets = ("scm.method.objective.Eulerian",)
     has_tangent: ClassVar[bool | None] = True
     derivative: Derivative
+    direction: Velocity | None = None  # of the JVP, where it is not the velocity's
     tangent: Tangent
     tangent_warmup_steps: int = whole(0, 99_999_999)
 

@@ -54,10 +54,16 @@ def _check_flow_map(config: Config) -> None:
     model, objective = config.model, config.objective
     is_map = objective.learns is Kind.flow_map
     derivative = getattr(objective, "derivative", None)
+    direction = getattr(objective, "direction", None)
     for key, value, fits in (
         ("model.second_time", model.second_time, model.second_time or not is_map),
         ("objective.times", objective.times._target_, objective.times.pairs in (None, is_map)),
         ("objective.velocity", objective.velocity._target_, is_map or not objective.velocity.maps),
+        (
+            "objective.direction",
+            direction and direction._target_,
+            direction is None or (is_map and not direction.needs_teacher),
+        ),
         ("objective.derivative", "difference", not (is_map and isinstance(derivative, Difference))),
     ):
         if not fits:

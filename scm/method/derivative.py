@@ -25,7 +25,8 @@ class Path:
 
     t: Tensor  # (B,) radians
     x_t: Tensor  # (B, C, H, W)
-    dxdt: Tensor  # (B, C, H, W) the direction in which the consistency function shall not change
+    dxdt: Tensor  # (B, C, H, W) the velocity there
+    along: Tensor  # (B, C, H, W) the direction that a JVP looks in: the velocity's, or another's
     label: Tensor | None  # (B,)
     s: Tensor | None = None  # (B,) where a flow map leads; None: the data
 
@@ -74,7 +75,7 @@ class Jvp:
             lambda x, t: plain_call(net, x, t, path.label, path.s),
             path.x_t,
             path.t,
-            path.dxdt,
+            path.along,
             sigma_data=self.sigma_data,
             jvp=self.jvp,
             d=d,

@@ -144,12 +144,20 @@ class Eulerian(Tangential):
     """g is the tangent of f along the path (Lu & Song 2025, Algorithm 1), also of a flow map.
 
     Training and distillation differ in the velocity, continuous and discrete time in the
-    derivative.
+    derivative. Improved MeanFlow looks along the network's own direction, which has no noise of
+    pairs, and has the pair's velocity in the residual alone (Geng et al. 2025).
     """
 
-    def __init__(self, *, derivative: Derivative, **tangential: Any) -> None:
+    def __init__(
+        self,
+        *,
+        derivative: Derivative,  # how df/dt is found
+        direction: Velocity | None,  # along which; None: the velocity's
+        **tangential: Any,
+    ) -> None:
         super().__init__(**tangential)
-        self.derivative = derivative  # how df/dt is found
+        self.derivative = derivative
+        self.direction = direction
 
     def times(self, t: Tensor) -> Tensor:
         """Those of the derivative's grid, where it has one."""
@@ -163,8 +171,11 @@ class Eulerian(Tangential):
 
     def pull(self, net: nn.Module, x_t: Tensor, dxdt: Tensor, draw: Draw, step: int) -> Pull:
         """g = cos(t) df/dt at r = 1; with s, cos(t - s) df/dt."""
-        r = self.r(step)
-        path = Path(draw.t, x_t, dxdt, draw.label, draw.s)
+        r, along = self.r(step), dxdt
+        if self.direction is not None:
+            with torch.no_grad():
+                along = self.direction.at(net, x_t, draw.t, draw, self.call)
+        path = Path(draw.t, x_t, dxdt, along, draw.label, draw.s)
         F, w, g = self.derivative(net, path, r, self.call)
         return self.along(F, w, g, draw.t, r)
 

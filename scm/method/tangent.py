@@ -169,6 +169,20 @@ class Normalize:
         return g / (broadcast(norm_of(g, self.norm), g) + self.c)
 
 
+class Power:
+    """g / (||g||^2 + c)^p: MeanFlow's adaptive weight, seen as a length of g (Geng et al. 2025).
+
+    The loss ||F - F^- - g||^2 has the gradient of -2 <F, g>, so a weight of it is one of g.
+    """
+
+    def __init__(self, *, p: float, c: float, norm: Norm | str) -> None:
+        self.p, self.c = p, c
+        self.norm = Norm(norm)
+
+    def __call__(self, g: Tensor) -> Tensor:
+        return g / broadcast((norm_of(g, self.norm).square() + self.c) ** self.p, g)
+
+
 class Clip:
     """Every value of g held in [-bound, bound], the alternative (Lu & Song 2025, sec. 4.1)."""
 

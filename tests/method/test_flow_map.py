@@ -55,9 +55,10 @@ def control():
     return {"tangent": tangent.Raw(), "tangent_warmup_steps": 0}
 
 
-def eulerian(**more):
+def eulerian(direction=None, **more):
+    derivative = Jvp(form="dual", sigma_data=SD)
     return objective.Eulerian(
-        derivative=Jvp(form="dual", sigma_data=SD), **control(), **common(**more)
+        derivative=derivative, direction=direction, **control(), **common(**more)
     )
 
 
@@ -89,11 +90,12 @@ def test_the_flow_map_is_the_identity_at_s_t_and_the_consistency_function_at_0()
     "kind",
     [
         eulerian(teacher=DATA.diffusion_net),
+        eulerian(velocity.Own(sigma_data=SD), teacher=DATA.diffusion_net),
         lagrangian(teacher=DATA.diffusion_net),
         objective.Semigroup(**common(teacher=DATA.diffusion_net)),
         with_own(lagrangian()),
     ],
-    ids=["eulerian", "lagrangian", "semigroup", "lagrangian, own"],
+    ids=["eulerian", "eulerian, own direction", "lagrangian", "semigroup", "lagrangian, own"],
 )
 def test_every_residual_vanishes_on_the_exact_flow_map(kind, share):
     if share == 1.0 and isinstance(kind.velocity, velocity.Own):
@@ -116,6 +118,26 @@ def test_the_lagrangian_gradient_is_the_naive_one(form):
     cos = trigflow.broadcast(torch.cos(d.t - d.s), x_t)
     g = (-cos * (slope - DATA.velocity(end, d.s))).detach()
     F = net(x_t / SD, d.t, None, d.s)[0]
+    naive = (F - F.detach() - g).square().mean((1, 2, 3))
+    mine = grads(net, kind.loss(net, d, 5).loss)[0]
+    torch.testing.assert_close(mine, grads(net, naive)[0], rtol=1e-9, atol=1e-12)
+
+
+def test_improved_meanflow_looks_along_its_own_diagonal_and_learns_the_pairs_velocity():
+    """g = -cos^2(d) (sd F - v_pair) - cos(d) sin(d) (x_t + sd dF/dt along F(x, t, t))."""
+    net, d = TwoTimes(), draw()
+    kind = eulerian(velocity.Own(sigma_data=SD), adaptive=False)
+    x_t, v = trigflow.interpolate(d.x0, d.z, d.t), trigflow.velocity(d.x0, d.z, d.t)
+    own = net(x_t / SD, d.t, None, d.t)[0].detach()
+    F = net(x_t / SD, d.t, None, d.s)[0]
+
+    def at(x, t):
+        return net(x, t, None, d.s)[0]
+
+    _, dF = torch.func.jvp(at, (x_t / SD, d.t), (own, torch.ones_like(d.t)))
+    way = trigflow.broadcast(d.t - d.s, x_t)
+    cos, sin = torch.cos(way), torch.sin(way)
+    g = (-(cos**2) * (SD * F - v) - cos * sin * (x_t + SD * dF)).detach()
     naive = (F - F.detach() - g).square().mean((1, 2, 3))
     mine = grads(net, kind.loss(net, d, 5).loss)[0]
     torch.testing.assert_close(mine, grads(net, naive)[0], rtol=1e-9, atol=1e-12)

@@ -90,6 +90,18 @@ def test_c_in_rms_is_28_times_larger_in_l2():
     torch.testing.assert_close(rms, 28 * l2)
 
 
+@pytest.mark.parametrize("p", [0.0, 0.5, 1.0])
+def test_power_has_the_gradient_of_meanflows_weighted_loss(p):
+    """w ||F - F^- - g||^2 with w = 1 / (||g||^2 + c)^p, w not differentiated."""
+    gen = torch.Generator().manual_seed(2)
+    g = torch.randn(4, 1, 5, 5, generator=gen).double()
+    F = torch.randn(4, 1, 5, 5, generator=gen).double().requires_grad_()
+    weight = 1 / (g.square().sum((1, 2, 3), keepdim=True) + 1e-3) ** p
+    theirs = (weight * (F - F.detach() - g) ** 2).sum()
+    mine = (F - F.detach() - tangent.Power(p=p, c=1e-3, norm="l2")(g)).square().sum()
+    torch.testing.assert_close(*(torch.autograd.grad(loss, F)[0] for loss in (mine, theirs)))
+
+
 def test_clip_and_raw():
     g = torch.tensor([-3.0, -0.5, 0.2, 7.0]).view(1, 1, 2, 2)
     assert tangent.Clip(bound=1.0)(g).flatten().tolist() == pytest.approx([-1, -0.5, 0.2, 1])

@@ -99,6 +99,7 @@ def test_training_on_it_has_the_pairs_expected_gradient_of_data_of_one_point():
     by_pair = consistency(control=tangent.Raw(), adaptive=False)
     by_mean = objective.Eulerian(
         derivative=by_pair.derivative,
+        direction=None,
         tangent=tangent.Raw(),
         tangent_warmup_steps=8,
         **(common(adaptive=False) | {"velocity": mean_of(x0[:1])}),

@@ -26,6 +26,7 @@ def consistency(weights=weighting.Unit, *, form="dual", warmup=8, control=None, 
     """sCT, or sCD with a `teacher`."""
     return objective.Eulerian(
         derivative=derivative.Jvp(form=form, sigma_data=SD),
+        direction=None,
         tangent=control or tangent.Normalize(c=0.1, norm="rms"),
         tangent_warmup_steps=warmup,
         **common(weights, **more),
@@ -39,6 +40,7 @@ def discrete(
     grid = {"sigma_min": 0.002, "sigma_max": sigma_max, "rho": 7.0, "sigma_data": SD}
     return objective.Eulerian(
         derivative=derivative.Difference(N=N, rule=rule, **grid),
+        direction=None,
         tangent=control or tangent.Raw(),
         tangent_warmup_steps=warmup,
         **common(weights, **more),

@@ -145,5 +145,5 @@ def test_the_mean_velocity_is_over_the_training_images_and_the_toy_has_none(tmp_
     velocity, dataset = parts.task.objective.velocity, parts.task.dataset
     assert torch.equal(velocity.x0, to_float(dataset.train[:50]))
     assert torch.equal(velocity.labels, dataset.train_labels[:50])
-    with pytest.raises(UserError, match="data.name=bimodal: draws its samples without end"):
+    with pytest.raises(UserError, match=r"data.name=bimodal: draws its samples without end"):
         built(tmp_path / "toy", "data=bimodal", *TINY["mlp"], *mean)

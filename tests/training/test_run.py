@@ -16,6 +16,7 @@ from scm.evaluation.evaluator import Evaluator
 from scm.runs import store
 from scm.training.divergence import Diverged
 
+FLOW_MAPS = ["meanflow", "improved_meanflow", "align_your_flow", "lmd", "lsd", "psd"]
 TWO_STEPS = ("trainer.budget.steps=2", "trainer.log_every=1")
 
 
@@ -42,7 +43,7 @@ def test_every_objective_trains_every_model(objective, model, teachers, tmp_path
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("objective", ["meanflow", "align_your_flow", "lmd", "lsd", "psd"])
+@pytest.mark.parametrize("objective", FLOW_MAPS)
 def test_every_flow_map_trains_from_a_teacher_of_one_time(objective, teachers, tmp_path):
     """And says the same as the teacher before its first step, whatever s is."""
     teacher = teachers("unet_small")

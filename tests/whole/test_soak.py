@@ -48,7 +48,7 @@ def falling_times(rng):
     return sorted((rng.uniform(0.01, 1.5) for _ in range(rng.randint(1, 3))), reverse=True)
 
 
-FLOW = ("meanflow", "lsd", "psd")  # flow maps without a teacher
+FLOW = ("meanflow", "improved_meanflow", "lsd", "psd")  # flow maps without a teacher
 VALUES = {  # what every run draws of
     "seed": lambda rng: rng.randrange(2**63),
     "objective.times.P_mean": uniform(-4, 2),
@@ -78,12 +78,14 @@ VALUES = {  # what every run draws of
     "trainer.keep_checkpoints": one_of(1, 3),
 }
 OF_OPTIONS = {  # keys that only some options have
-    ("objective", "sct scd discrete_ct discrete_cd meanflow lsd"): {
+    ("objective", "sct scd discrete_ct discrete_cd meanflow improved_meanflow lsd"): {
         "objective.tangent_warmup_steps": one_of(0, 2, 5000),
     },
-    ("objective", "sct scd meanflow"): {"objective.derivative.form": one_of("dual", "split")},
+    ("objective", "sct scd meanflow improved_meanflow"): {
+        "objective.derivative.form": one_of("dual", "split")
+    },
     ("objective", "lsd"): {"objective.form": one_of("dual", "split")},
-    ("objective", "meanflow lsd psd"): {
+    ("objective", "meanflow improved_meanflow lsd psd"): {
         "objective.times.diagonal": uniform(0, 0.5),
         "objective.times.to_data": uniform(0, 0.5),
     },
