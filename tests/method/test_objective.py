@@ -166,6 +166,31 @@ def test_the_discrete_loss_is_the_squared_difference_of_f_weighted(rule):
     torch.testing.assert_close(mine, grads(net, naive)[0], rtol=1e-9, atol=1e-12)
 
 
+class Told(WeightedNet):
+    """Refuses a pass without labels."""
+
+    def forward(self, x, t, label=None):
+        assert label is not None and label.tolist() == list(range(len(t)))
+        return super().forward(x, t)
+
+
+@pytest.mark.parametrize("form", ["dual", "split"])
+def test_every_pass_is_told_the_labels(form):
+    """The student's, with and without a tangent, and the teacher's."""
+    x0, z, t = points()
+    d = Draw(x0=x0, z=z, t=t, label=torch.arange(len(t)))
+    for kind in (
+        diffusion(),
+        consistency(form=form),
+        consistency(form=form, teacher=Told()),
+        discrete(8),
+        discrete(8, rule="lu_song", teacher=Told()),
+    ):
+        assert kind.loss(Told(), d, 100).loss.isfinite().all()
+        with pytest.raises(AssertionError):
+            kind.loss(Told(), draw(), 100)
+
+
 def test_drawn_times_become_the_upper_ends_of_their_intervals():
     objective = discrete(18)
     grid = objective.derivative.grid

@@ -114,3 +114,32 @@ def test_two_steps_of_the_exact_consistency_model_keep_the_datas_distribution():
 def test_times_out_of_order_are_named(times):
     with pytest.raises(ValueError, match="must fall strictly"):
         samplers.ConsistencySteps(times=times, sigma_max=80.0, sigma_data=SD)
+
+
+@pytest.mark.parametrize(
+    "sampler",
+    [
+        samplers.ConsistencySteps(times=[1.1], sigma_max=80.0, sigma_data=SD),
+        samplers.FlowSteps(times=[1.1], sigma_max=80.0, sigma_data=SD),
+        samplers.Ddim(steps=3, **GRID),
+        samplers.Heun(steps=3, **GRID),
+    ],
+    ids=lambda sampler: type(sampler).__name__,
+)
+def test_every_call_is_told_the_labels(sampler):
+    seen = []
+
+    def net(x, t, label=None, s=None):
+        seen.append(label)
+        return torch.zeros_like(x), torch.zeros_like(t)
+
+    label = torch.arange(8)
+    sampler(net, fixed_noise(), label)
+    assert len(seen) == sampler.calls and all(told is label for told in seen)
+
+
+def test_an_images_noise_has_the_datas_deviation_and_depends_on_its_number_alone():
+    given = {"image_shape": (1, 28, 28), "sigma_data": SD}
+    whole, part = (samplers.noise_blocks(0, *span, **given) for span in ((0, 130), (63, 70)))
+    assert float(whole(0).std()) == pytest.approx(SD, rel=0.01)
+    assert torch.equal(part(1), whole(1)[63:70]) and not torch.equal(whole(0), whole(1))

@@ -2,10 +2,11 @@
 
 import math
 
+import pytest
 import torch
 
 from scm.method import trigflow
-from scm.method.times import LogNormal
+from scm.method.times import AnyPair, LogNormal
 
 SD = 0.5
 
@@ -19,3 +20,16 @@ def test_proposal_has_log_normal_noise_levels():
     normal = torch.distributions.Normal(-1.0, 1.4)
     for q in (0.02, 0.16, 0.5, 0.84, 0.98):
         assert abs(float(tau.quantile(q)) - float(normal.icdf(torch.tensor(q)))) < 0.03
+
+
+def test_any_pair_has_its_shares_on_the_diagonal_and_at_the_data():
+    """The rest is uniform in [0, t]: the mean of s / t there is 1/2, its variance 1/12."""
+    times = AnyPair(diagonal=0.3, to_data=0.2, P_mean=-1.0, P_std=1.4, sigma_data=SD)
+    gen = torch.Generator().manual_seed(0)
+    t = times(100_000, generator=gen, device="cpu")
+    s = times.second(t, generator=gen)
+    assert float((s == t).float().mean()) == pytest.approx(0.3, abs=0.01)
+    assert float((s == 0).float().mean()) == pytest.approx(0.2, abs=0.01)
+    part = (s / t)[(s > 0) & (s < t)].double()
+    assert float(part.mean()) == pytest.approx(1 / 2, abs=0.01)
+    assert float(part.var()) == pytest.approx(1 / 12, abs=0.002)

@@ -67,7 +67,7 @@ def failed(copy: Path, *tests: str) -> str | None:
         )
     except subprocess.TimeoutExpired:
         return "(time is up)"
-    if run.returncode == 0:
+    if run.returncode in (0, 5):  # 5: none of them is a fast one
         return None
     lines = [line for line in run.stdout.splitlines() if line.startswith(("FAILED ", "ERROR "))]
     return lines[0].split()[1] if lines else f"(exit {run.returncode})"

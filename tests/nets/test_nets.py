@@ -361,3 +361,51 @@ def test_the_skip_of_each_resolution_reaches_the_output():
     x = torch.randn(2, *config.data.image_shape)
     F, _ = net.eval()(x, torch.tensor([0.5, 0.5]), None)
     assert (F[0] - F[1]).abs().max() > 1e-4
+
+
+def test_the_conditioning_is_the_sum_of_time_second_time_and_class():
+    """silu(mlp(c(t)) + second(c(s)) + label), w a linear map of it."""
+    torch.manual_seed(0)
+    conditioning = layers.Conditioning(
+        time_embedding=embedding(dim=8), num_classes=5, width=6, second_time=True
+    ).double()
+    for parameter in conditioning.parameters():
+        nn.init.normal_(parameter)
+    t, s = torch.tensor([0.3, 1.2]).double(), torch.tensor([0.1, 0.9]).double()
+    label = torch.tensor([4, 1])
+    e, w = conditioning(t, label, s)
+    features = conditioning.time_embedding
+    summed = conditioning.mlp(features(t)) + conditioning.second(features(s))
+    expected = nn.functional.silu(summed + conditioning.label.weight[label])
+    torch.testing.assert_close(e, expected)
+    torch.testing.assert_close(w, conditioning.log_weight(expected).squeeze(1))
+    at_0, _ = conditioning(t, label, torch.zeros_like(s))
+    torch.testing.assert_close(conditioning(t, label, None)[0], at_0)
+    assert not torch.isclose(e, at_0).any()
+
+
+@pytest.mark.parametrize("name", ["unet", "unet_attention", "mlp"])
+def test_every_block_is_steered_by_the_same_features(name):
+    net, seen = small(name), []
+    for module in net.modules():
+        if isinstance(module, layers.DoubleNorm):
+            module.register_forward_hook(lambda module, given, out: seen.append(given[1]))
+    (x, t), _ = inputs()
+    net(x, t)
+    e, _ = net.conditioning(t, None, None)
+    assert len(seen) == sum(isinstance(m, layers.DoubleNorm) for m in net.modules()) > 1
+    assert all(torch.equal(one, e) for one in seen)
+
+
+@pytest.mark.parametrize("name", ["unet", "unet_small", "unet_attention"])
+def test_first_and_last_convolution_see_float32_and_the_blocks_bfloat16(name):
+    net, seen = small(name).float(), {}
+    net.compute_dtype = torch.bfloat16
+    for part in ("stem", "out", "middle"):
+        getattr(net, part).register_forward_hook(
+            lambda module, given, out, part=part: seen.update({part: given[0].dtype})
+        )
+    x, t = (one.float() for one in inputs()[0])
+    F, w = net(x, t)
+    wanted = {"stem": torch.float32, "out": torch.float32, "middle": torch.bfloat16}
+    assert seen == wanted and F.dtype == w.dtype == torch.float32

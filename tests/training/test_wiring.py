@@ -1,12 +1,16 @@
 """The wires between the parts of a step: each test fails for a fault in the line that calls."""
 
+from dataclasses import replace
+
 import pytest
 import torch
-from runs import TINY, built, composed_once
+from runs import TINY, built, composed_once, trained_of
 
 from scm.config.compose import composed
 from scm.core import rng
+from scm.evaluation.evaluator import Evaluation, Evaluator
 from scm.method import schedules
+from scm.runs import store
 from scm.training.loop import train_steps
 
 SMALL = ("data=bimodal", *TINY["mlp"], "trainer.batch_size=64")
@@ -64,6 +68,51 @@ def test_the_average_follows_the_weights_by_its_decay(tmp_path):
     ):
         expected = record.ema_decay * old + (1 - record.ema_decay) * net
         torch.testing.assert_close(now, expected.detach())
+
+
+def test_the_seed_decides_the_first_weights(tmp_path):
+    first, again, other = (
+        built(tmp_path / name, *SMALL, f"seed={seed}").learner.net.stem.weight
+        for name, seed in (("a", 1), ("b", 1), ("c", 2))
+    )
+    assert torch.equal(first, again) and not torch.equal(first, other)
+
+
+def test_the_averaged_network_is_what_is_evaluated_and_kept(tmp_path):
+    parts = built(tmp_path / "run", *SMALL, "trainer.budget.steps=5", "optimizer.lr=1e-2")
+    seen = []
+
+    class Seeing(Evaluator):
+        def __call__(self, net, step, *, final):
+            seen.append(net)
+            return Evaluation()
+
+    seeing = Seeing(**vars(parts.evaluator))
+    trained_of(replace(parts, evaluator=seeing))
+    assert all(net is parts.learner.ema.net for net in seen) and seen
+    kept, _ = store.read_weights(tmp_path / "run")
+    average = parts.learner.ema.net.state_dict()
+    assert all(torch.equal(kept[name], average[name]) for name in kept)
+    assert not torch.equal(kept["stem.weight"], parts.learner.net.stem.weight)
+
+
+def test_held_out_images_bring_their_labels_where_the_network_takes_them(tmp_path):
+    t = torch.linspace(0.1, 1.5, 8)
+    conditional = built(tmp_path / "a", *SMALL, "model.num_classes=2").evaluator
+    assert set(conditional._noised(8, t).label.tolist()) <= {0, 1}
+    assert built(tmp_path / "b", *SMALL).evaluator._noised(8, t).label is None
+
+
+def test_dropout_acts_while_training_with_other_masks_each_step(tmp_path):
+    parts = built(tmp_path / "run", *SMALL, "model.dropout=0.5")
+    assert not parts.learner.net.train(False).training
+    masks = []
+    dropout = next(m for m in parts.learner.net.modules() if isinstance(m, torch.nn.Dropout))
+    dropout.register_forward_hook(lambda module, given, out: masks.append((out == 0).clone()))
+    steps_of(parts, 2)
+    assert parts.learner.net.training and not parts.learner.ema.net.training
+    first, second = masks
+    assert 0.3 < float(first.float().mean()) < 0.7 and not torch.equal(first, second)
 
 
 def test_labels_reach_the_network_and_a_unconditional_one_gets_none(tmp_path):
