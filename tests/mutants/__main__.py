@@ -89,6 +89,9 @@ def main(names: list[str]) -> int:
         for k in range(workers):
             copies.put(copied(Path(temporary) / str(k), files))
 
+        if todo and (broken := failed(Path(temporary) / "0")):
+            raise SystemExit(f"{broken} fails without any fault; mend that first")
+
         def tried(name: str) -> None:
             copy = copies.get()
             try:

@@ -103,6 +103,19 @@ def test_held_out_images_bring_their_labels_where_the_network_takes_them(tmp_pat
     assert built(tmp_path / "b", *SMALL).evaluator._noised(8, t).label is None
 
 
+def test_a_steps_gradients_are_its_own(tmp_path):
+    """At a rate that moves nothing, the second step's are those of a run that takes it alone."""
+    whole, alone = (built(tmp_path / name, *SMALL, "optimizer.lr=1e-30") for name in ("a", "b"))
+    alone.learner.step = 1
+    steps_of(whole, 2)
+    steps_of(alone, 1)
+    grads = [[p.grad for p in parts.learner.net.parameters()] for parts in (whole, alone)]
+    assert any(grad is not None and bool(grad.any()) for grad in grads[0])
+    for mine, its in zip(*grads, strict=True):
+        assert (mine is None) == (its is None)
+        torch.testing.assert_close(mine, its)
+
+
 def test_dropout_acts_while_training_with_other_masks_each_step(tmp_path):
     parts = built(tmp_path / "run", *SMALL, "model.dropout=0.5")
     assert not parts.learner.net.train(False).training
