@@ -4,6 +4,7 @@ import importlib
 import sys
 
 from scm.core.cli import fail
+from scm.core.neighbours import make_threads_yield
 
 COMMANDS = {
     "sample": "draw samples of a trained model into a file",
@@ -26,6 +27,7 @@ def main() -> None:
     elif name not in COMMANDS:
         fail(f"{name}: no such command; there is: {', '.join(COMMANDS)}")
     else:
+        make_threads_yield()
         importlib.import_module(f"scm.commands.{name}").main(rest)
 
 

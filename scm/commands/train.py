@@ -29,6 +29,7 @@ from scm.config.read import plain
 from scm.config.schema import Config
 from scm.core import distributed
 from scm.core.cli import fail, mistakes_in_one_line
+from scm.core.neighbours import make_threads_yield
 from scm.runs.folder import NotThisRuns, RunFolder, Status
 
 log = logging.getLogger(__name__)
@@ -139,6 +140,7 @@ def _carried_out(job: Job) -> dict[str, Any]:
     if job.folder.status() is Status.done:
         log.info("done already: %s", job.folder.path)
         return job.folder.metrics()
+    make_threads_yield()
     from scm.training.assemble import assemble  # imports torch, as the next does
     from scm.training.run import run
 
