@@ -46,7 +46,8 @@ def test_tensorboard_shows_scalars_pictures_config_and_hparams_in_one_run(tmp_pa
     assert {"train/loss", "tangent/rms", "perf/images_per_second", "eval/loss"} <= set(
         tags["scalars"]
     )
-    assert {tag.split("/")[0] for tag in tags["scalars"]} == {"train", "tangent", "perf", "eval"}
+    groups = {"train", "tangent", "tangent_by_noise", "perf", "eval"}
+    assert {tag.split("/")[0] for tag in tags["scalars"]} == groups
     assert set(tags["images"]) == {
         f"samples/{n}" for n in ("one_step", "two_step", "denoising_strip", "loss_over_noise")
     }

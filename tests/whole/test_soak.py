@@ -91,6 +91,7 @@ OF_OPTIONS = {  # keys that only some options have
     },
     ("objective", "discrete_ct discrete_cd"): {
         "objective.derivative.N": one_of(1, 2, 18, 1024),
+        "objective.derivative.rule": one_of("lu_song", "song"),
         "objective.derivative.sigma_min": log_uniform(1e-4, 1),
         "objective.derivative.sigma_max": log_uniform(20, 200),
         "objective.derivative.rho": log_uniform(1, 10),
@@ -100,6 +101,15 @@ OF_OPTIONS = {  # keys that only some options have
         "objective.tangent.norm": one_of("rms", "l2"),
     },
     ("objective/tangent", "clip"): {"objective.tangent.bound": log_uniform(0.01, 10)},
+    ("objective/tangent", "power"): {
+        "objective.tangent.p": uniform(0, 1),
+        "objective.tangent.c": log_uniform(1e-6, 1),
+        "objective.tangent.norm": one_of("rms", "l2"),
+    },
+    ("objective/velocity", "data_mean"): {
+        "objective.velocity.sigma_min": log_uniform(0.1, 10),
+        "objective.velocity.points": one_of("null", 1, 100),
+    },
     ("model/time_embedding", "positional"): {
         "model.time_embedding.max_positions": log_uniform(10, 1e5)
     },
@@ -146,6 +156,8 @@ def drawn(rng, digits, teacher):
             choice["weighting"] = rng.choice(("unit", "inv_sigma"))
         flow = ("flow_two_step",) * (choice["objective"] in FLOW)
         choice["sampler"] = rng.choice(("one_step", "two_step", "multi_step", *flow))
+    if data == "mnist" and choice["objective"] in ("diffusion", "sct", "discrete_ct"):
+        choice["objective/velocity"] = rng.choice(("pair", "data_mean"))
     values = dict(VALUES)
     if choice["objective"] in FLOW:
         values["model.time_embedding.c_noise"] = one_of("t")  # log(sigma) is infinite at s = 0
