@@ -1,8 +1,10 @@
 """What the method's yaml say, beside what their sources say: a slip of the pen changes a method."""
 
 import pytest
+import yaml
 from runs import composed_once
 
+from scm.config.compose import CONF
 from scm.config.read import flatten, plain
 
 PAPER = {  # Lu & Song 2025, Karras et al. 2022; what differs from them here is CHOSEN
@@ -59,6 +61,13 @@ VALUES = {
 def test_a_method_is_what_its_sources_say(objective):
     flat = flatten(plain(composed_once((f"objective={objective}",))))
     assert {key: flat[key] for key in VALUES[objective]} == VALUES[objective]
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "radam"])
+def test_an_optimizer_leaves_rate_and_betas_to_the_objective(optimizer):
+    """A value of its own would stand twice, and count wherever an objective forgot it."""
+    own = yaml.safe_load((CONF / "optimizer" / f"{optimizer}.yaml").read_text())
+    assert own["lr"] == own["betas"] == "???"
 
 
 def test_the_discrete_ablation_is_the_papers_and_the_discrete_objective_is_songs():

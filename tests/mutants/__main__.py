@@ -75,6 +75,8 @@ def failed(copy: Path, *tests: str) -> str | None:
 
 def main(names: list[str]) -> int:
     """Try the faults that have no answer yet, as many at a time as there are cores."""
+    if unknown := [name for name in names if name not in FAULTS]:
+        raise SystemExit(f"{unknown[0]}: no such fault; faults.yaml names them all")
     files = tracked()
     sha = hashlib.sha256()
     for path in files:
