@@ -1,22 +1,19 @@
 """Peak memory of a training step, each case in a process of its own.
 
-`python -m benchmark.memory '{...}'` is that process: it prints one line of JSON.
+`python -m benchmark.memory '{...}'` is that process.
 """
 
-import json
-import subprocess
-import sys
 import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
+from benchmark import process
 from benchmark.cases import Workshop
 from benchmark.timing import Label, memory_limit, synchronize
 from scm.core import machine
-from scm.core.errors import UserError
 
-REPOSITORY = Path(__file__).resolve().parent.parent
 STEPS = 3  # the optimiser's state is there from the second on
 
 
@@ -38,23 +35,14 @@ class Memory:
 def measure(label: Label, *, device: str, overrides: Sequence[str]) -> Memory:
     """Run a few steps in a fresh process. UserError is raised here as it was there."""
     request = {"label": asdict(label), "device": device, "overrides": list(overrides)}
-    child = subprocess.run(
-        [sys.executable, "-m", "benchmark.memory", json.dumps(request)],
-        cwd=REPOSITORY,
-        capture_output=True,
-        text=True,
-    )
-    if child.returncode == 0:
-        return Memory(label, **json.loads(child.stdout.splitlines()[-1]))
-    reason = (child.stderr.strip().splitlines() or [f"exit status {child.returncode}"])[-1]
-    if child.returncode == 2:
-        raise UserError(reason)
-    return Memory(label, error=reason)
+    try:
+        return Memory(label, **process.asked("benchmark.memory", request))
+    except process.Failed as failure:
+        return Memory(label, error=str(failure))
 
 
-def main(request: str) -> None:
-    """The fresh process: build, step, print base and peak."""
-    given = json.loads(request)
+def steps(given: dict[str, Any]) -> dict[str, int]:
+    """The fresh process: build, step, answer with base and peak."""
     label = Label(**given["label"])
     device = machine.find_device(given["device"])
     with tempfile.TemporaryDirectory() as folder, memory_limit(device):
@@ -64,12 +52,8 @@ def main(request: str) -> None:
         for _ in range(STEPS):
             work.call()
         synchronize(device)
-        print(json.dumps({"base": base, "peak": machine.peak_memory_bytes(device)}))
+        return {"base": base, "peak": machine.peak_memory_bytes(device)}
 
 
 if __name__ == "__main__":
-    try:
-        main(sys.argv[1])
-    except UserError as error:
-        print(error, file=sys.stderr)
-        sys.exit(2)
+    process.answer(steps)

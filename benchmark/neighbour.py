@@ -1,10 +1,8 @@
 """What a busy neighbour costs a training step, by how torch's threads wait for each other.
 
-`python -m benchmark.neighbour '{...}'` is one process, whose environment says how they wait: it
-prints the seconds of its steps as JSON.
+`python -m benchmark.neighbour '{...}'` is one process, whose environment says how they wait.
 """
 
-import json
 import os
 import subprocess
 import sys
@@ -15,9 +13,10 @@ from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from statistics import median
+from typing import Any
 
+from benchmark import process
 from benchmark.cases import Workshop
-from benchmark.memory import REPOSITORY
 from benchmark.timing import Label
 from scm.core.errors import UserError
 
@@ -48,21 +47,15 @@ def seconds(label: Label, wait: str, *, overrides: Sequence[str]) -> float:
     without = {
         k: v for k, v in os.environ.items() if k not in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")
     }
-    child = subprocess.run(
-        [sys.executable, "-m", "benchmark.neighbour", json.dumps(request)],
-        cwd=REPOSITORY,
-        env={**without, **WAITS[wait]},
-        capture_output=True,
-        text=True,
-    )
-    if child.returncode:
-        raise UserError((child.stderr.strip().splitlines() or ["failed"])[-1])
-    return median(json.loads(child.stdout.splitlines()[-1]))
+    try:
+        times = process.asked("benchmark.neighbour", request, env={**without, **WAITS[wait]})
+    except process.Failed as failure:
+        raise UserError(str(failure)) from failure
+    return median(times)
 
 
-def main(request: str) -> None:
+def steps(given: dict[str, Any]) -> list[float]:
     """The fresh process: build, warm up, time."""
-    given = json.loads(request)
     with tempfile.TemporaryDirectory() as folder:
         work = Workshop("cpu", given["overrides"], Path(folder)).step(Label(**given["label"]))
         for _ in range(WARM_UP):
@@ -72,8 +65,8 @@ def main(request: str) -> None:
             started = time.perf_counter()
             work.call()
             times.append(time.perf_counter() - started)
-    print(json.dumps(times))
+    return times
 
 
 if __name__ == "__main__":
-    main(sys.argv[1])
+    process.answer(steps)

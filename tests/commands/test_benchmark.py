@@ -1,7 +1,6 @@
 """The benchmark's command on tiny networks, its FLOPs, and the seed's form of the tangent."""
 
 import json
-import subprocess
 from dataclasses import replace
 from functools import partial
 from types import SimpleNamespace
@@ -11,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from runs import DIGITS, TINY
 
-from benchmark import cases, memory, neighbour, reference, report, timing
+from benchmark import cases, memory, neighbour, process, reference, report, timing
 from benchmark import runs as sweep_runs
 from benchmark.__main__ import main
 from benchmark.cases import FORMS, STEPS
@@ -147,7 +146,7 @@ def test_scaling_suite_has_batch_sizes_and_threads(capsys, tmp_path, small_refer
 def test_memory_suite_measures_every_step_in_its_own_process(
     capsys, tmp_path, commands, monkeypatch
 ):
-    monkeypatch.setattr(memory.subprocess, "run", lambda command, **_: commands(*command[1:]))
+    monkeypatch.setattr(process.subprocess, "run", lambda command, **_: commands(*command[1:]))
     arguments = ("--suite", "memory", "--tangents", "dual", "--batch-sizes", "16")
     lines, result = command(capsys, tmp_path, *arguments)
     rows = by_case(result)
@@ -170,7 +169,7 @@ def test_neighbour_suite_times_each_wait_alone_and_beside_a_busy_process(
         seen.append(env.get("OMP_WAIT_POLICY"))
         return commands(*command[1:])
 
-    monkeypatch.setattr(neighbour, "subprocess", SimpleNamespace(run=run, Popen=subprocess.Popen))
+    monkeypatch.setattr(process, "subprocess", SimpleNamespace(run=run))
     waits = {"own": {}, "no spin": {"OMP_WAIT_POLICY": "passive"}}
     monkeypatch.setattr(neighbour, "WAITS", waits)
     lines, result = command(capsys, tmp_path, "--suite", "neighbour", rounds=1)
