@@ -34,6 +34,7 @@ class Velocity(Part):
     targets = ("scm.method.velocity.Pair",)
     needs_teacher: ClassVar[bool] = False
     maps: ClassVar[bool] = False  # whether only a flow map has it
+    anywhere: ClassVar[bool] = False  # whether it is known off the pair's own line
 
 
 class DataMeanVelocity(Velocity):
@@ -49,6 +50,7 @@ class OwnVelocity(Velocity):
 
     targets = ("scm.method.velocity.Own",)
     maps: ClassVar[bool] = True
+    anywhere: ClassVar[bool] = True
 
 
 class TeacherVelocity(Velocity):
@@ -56,6 +58,7 @@ class TeacherVelocity(Velocity):
 
     targets = ("scm.method.velocity.Teacher",)
     needs_teacher: ClassVar[bool] = True
+    anywhere: ClassVar[bool] = True
 
 
 class Times(Part):
@@ -74,6 +77,16 @@ class AnyPair(Times):
     pairs: ClassVar[bool | None] = True
     diagonal: float = between(0, 1)  # share with s = t
     to_data: float = between(0, 1)  # share with s = 0
+
+
+class TwoLogNormals(Times):
+    """two_log_normals."""
+
+    targets = ("scm.method.times.TwoLogNormals",)
+    pairs: ClassVar[bool | None] = True
+    diagonal: float = between(0, 1)  # share with s = t
+    second_P_mean: float = between(-50, 50)
+    second_P_std: float = allowed("a number in (0, 50]", lambda v: 0 < v <= 50)
 
 
 class Derivative(Part):
@@ -96,6 +109,27 @@ class Difference(Derivative):
     sigma_min: float = sigma()
     sigma_max: float = sigma()
     rho: float = between(0.1, 1000)
+
+
+class Shrinking(Derivative):
+    """shrinking: over an interval that halves."""
+
+    targets = ("scm.method.derivative.Shrinking",)
+    first: float = between(0, 1)
+    last: float = between(0, 1)
+    halving_steps: int = whole(1, 99_999_999)
+    k: float = at_least_0()
+    b: float = at_least_0()
+
+
+class Annealed(Derivative):
+    """annealed: from the whole way to the JVP."""
+
+    targets = ("scm.method.derivative.Annealed",)
+    steps: int = whole(1, 99_999_999)
+    sharpness: float = between(0.1, 1000)
+    clamp: float = between(0.0001, 0.5)
+    form: Form
 
 
 class Tangent(Part):
@@ -151,7 +185,9 @@ class Regression(Objective):
 
 
 class Eulerian(Objective):
-    """sct, scd, discrete_ct, discrete_cd, meanflow, improved_meanflow, align_your_flow."""
+    """sct, scd, discrete_ct, discrete_cd, ect, meanflow, improved_meanflow, alpha_flow, and
+    align_your_flow.
+    """
 
     targets = ("scm.method.objective.Eulerian",)
     has_tangent: ClassVar[bool | None] = True
@@ -176,6 +212,14 @@ class Semigroup(Objective):
 
     targets = ("scm.method.objective.Semigroup",)
     has_tangent: ClassVar[bool | None] = False
+
+
+class Endpoint(Objective):
+    """cmt."""
+
+    targets = ("scm.method.objective.Endpoint",)
+    has_tangent: ClassVar[bool | None] = False
+    steps: int = whole(2, 1000)
 
 
 class Weighting(Part):

@@ -175,6 +175,7 @@ class FlowSteps(Sampler):
     targets = ("scm.method.samplers.FlowSteps",)
     suits = frozenset({Kind.flow_map})
     times: list[float]
+    gamma: float = between(0, 1)  # noise of a step
 
 
 class Ode(Sampler):

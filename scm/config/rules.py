@@ -5,7 +5,7 @@ object can judge (a sampler's times, a model's image size) are judged when it is
 """
 
 from scm.config import allow, metrics
-from scm.config.methods import Difference, Eulerian, Objective
+from scm.config.methods import Difference, Endpoint, Eulerian, Lagrangian, Objective
 from scm.config.parts import Kind, Ode, Sampler
 from scm.config.read import flatten, plain
 from scm.config.schema import Compile, Config, Facts
@@ -28,6 +28,7 @@ def check(config: Config) -> Config:
     for name, sampler in config.sampler.items():
         check_sampler(name, sampler, config.objective.learns)
     _check_flow_map(config)
+    _check_velocity(config.objective)
     derivative = config.objective.derivative if isinstance(config.objective, Eulerian) else None
     if isinstance(derivative, Difference):
         _check_grid("objective.derivative", derivative)
@@ -75,6 +76,15 @@ def _check_flow_map(config: Config) -> None:
         raise UserError(
             "model.time_embedding.c_noise=log: infinite at s = 0, which model.second_time asks "
             "for; use model.time_embedding.c_noise=t"
+        )
+
+
+def _check_velocity(objective: Objective) -> None:
+    if isinstance(objective, Lagrangian | Endpoint) and not objective.velocity.anywhere:
+        raise UserError(
+            f"objective.velocity={objective.velocity._target_}: objective={objective.name} asks "
+            "for the velocity off the pair's own line, where it is not known; use "
+            "objective/velocity=teacher, or objective/velocity=own with a flow map"
         )
 
 

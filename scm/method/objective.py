@@ -8,6 +8,7 @@ import copy
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from typing import Any, Self
 
 import torch
@@ -17,12 +18,17 @@ from scm.config.methods import Form, Norm
 from scm.method import schedules, trigflow
 from scm.method.derivative import Derivative, Path
 from scm.method.network import Draw, call
-from scm.method.tangent import JVPS, TangentControl, lagrangian_tangent, norm_of
+from scm.method.samplers import Heun
+from scm.method.tangent import (
+    JVPS,
+    SMALLEST_TURN,
+    TangentControl,
+    lagrangian_tangent,
+    norm_of,
+)
 from scm.method.times import Times
 from scm.method.velocity import Velocity
 from scm.method.weighting import Weighting, adaptive_loss
-
-SMALLEST_TURN = 1e-6  # of sin(d) as a divisor: shorter ways are float32's rounding
 
 
 @dataclass(frozen=True)
@@ -75,13 +81,17 @@ class Objective(ABC):
         """The times (B,) that stand for the drawn ones."""
         return t
 
+    def path(self, net: nn.Module, draw: Draw) -> tuple[Draw, Tensor, Tensor]:
+        """The draw, x_t and dx/dt: where the batch stands, and in which direction the path goes."""
+        x_t = trigflow.interpolate(draw.x0, draw.z, draw.t)
+        return draw, x_t, self.velocity(net, x_t, draw, self.call)
+
     def loss(self, net: nn.Module, draw: Draw, step: int) -> Loss:
         """The loss of `net` at training step `step`; w is 0 where the learned weight is off."""
         draw = replace(draw, t=self.times(draw.t))
-        x_t = trigflow.interpolate(draw.x0, draw.z, draw.t)
         with torch.no_grad():
-            dxdt = self.velocity(net, x_t, draw, self.call)
-        pull = self.pull(net, x_t, dxdt, draw, step)
+            draw, x_t, towards = self.path(net, draw)
+        pull = self.pull(net, x_t, towards, draw, step)
         error = mean_square(pull.value - pull.target)
         w = pull.w if self.adaptive_weight else torch.zeros_like(pull.w)
         loss = adaptive_loss(self.weighting.on_loss(draw.t) * error, w)
@@ -131,7 +141,10 @@ class Tangential(Objective):
         return schedules.tangent_warmup(step, self.tangent_warmup_steps)
 
     def along(self, F: Tensor, w: Tensor, g: Tensor, t: Tensor, r: float) -> Pull:
-        """The pull of g. The squared error is ||g||^2 / D; its gradient is that of -<F, g>."""
+        """The pull of g. The squared error is ||g||^2 / D; its gradient is that of -<F, g>.
+
+        `r` is logged: 0 while the tangent's size says nothing about a run (`scm.training.watch`).
+        """
         with torch.no_grad():
             raw_norm = norm_of(g, Norm.rms)
             scale = self.weighting.on_tangent(t)
@@ -176,8 +189,8 @@ class Eulerian(Tangential):
             with torch.no_grad():
                 along = self.direction.at(net, x_t, draw.t, draw, self.call)
         path = Path(draw.t, x_t, dxdt, along, draw.label, draw.s)
-        F, w, g = self.derivative(net, path, r, self.call)
-        return self.along(F, w, g, draw.t, r)
+        F, w, g = self.derivative(net, path, r, step, self.call)
+        return self.along(F, w, g, draw.t, r if self.derivative.settled(step) else 0.0)
 
 
 class Lagrangian(Tangential):
@@ -233,3 +246,47 @@ class Semigroup(Objective):
             turned = (torch.cos(d) * x_t - end) / torch.sin(d).clamp_min(SMALLEST_TURN)
             target = torch.where(d == 0, dxdt, turned)
         return Pull(sd * F, target, w, {})
+
+
+class Endpoint(Objective):
+    """f is to be the end of the ODE's trajectory through x_t (CMT, Hu et al. 2025).
+
+    The trajectories run from pure noise to data, by Heun's scheme on EDM's grid. Each is used at as
+    many times as the scheme has steps, so that a sample costs about two calls of the velocity.
+    Data are not needed: a draw gives noise, labels and times, which the grid's nearest stand for.
+    """
+
+    def __init__(self, *, steps: int, **common: Any) -> None:
+        super().__init__(**common)
+        self.solver = Heun(steps=steps, sigma_data=self.sigma_data)
+        self.grid = torch.tensor(self.solver.times[:-1], dtype=torch.float64)  # falling
+
+    def times(self, t: Tensor) -> Tensor:
+        """The grid's nearest ones."""
+        return self.grid.to(t)[self._nearest(t)]
+
+    def _nearest(self, t: Tensor) -> Tensor:
+        return (t[:, None] - self.grid.to(t)).abs().argmin(1)
+
+    def path(self, net: nn.Module, draw: Draw) -> tuple[Draw, Tensor, Tensor]:
+        """The draw with its trajectories' labels, x_t on them, and their ends."""
+        starts = draw.part(slice(-(-len(draw.t) // len(self.grid))))
+        x = starts.z
+
+        def field(x: Tensor, time: float) -> Tensor:
+            here = torch.full_like(starts.t, time)
+            return self.velocity.at(net, x, here, starts, self.call) / self.sigma_data
+
+        states = [x]
+        for s, t in pairwise(self.solver.times):
+            x = self.solver.step(field, x, s, t)
+            states.append(x)
+        mine = torch.arange(len(draw.t), device=x.device) % len(starts.t)
+        x_t = torch.stack(states)[self._nearest(draw.t), mine]
+        label = None if draw.label is None else draw.label[mine]
+        return replace(draw, label=label), x_t, x[mine]
+
+    def pull(self, net: nn.Module, x_t: Tensor, towards: Tensor, draw: Draw, step: int) -> Pull:
+        """||f(x_t, t) - x_0||^2, x_0 being the end."""
+        F, w = self.call(net, x_t / self.sigma_data, draw.t, draw.label)
+        return Pull(trigflow.consistency(x_t, F, draw.t, self.sigma_data), towards, w, {})

@@ -4,6 +4,7 @@ A sampler is a small object, called with the network and a source of noise. Its 
 whatever the network computes in. Noise has standard deviation sigma_data, as everywhere.
 """
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from itertools import pairwise
@@ -64,19 +65,29 @@ class ConsistencySteps(Sampler):
 
 
 class FlowSteps(ConsistencySteps):
-    """x_s = f(x_t, t, s) from each time to the next and to 0, without noise: a flow map's steps."""
+    """x_s = f(x_t, t, s) from each time to the next and to 0: a flow map's steps.
 
-    def __init__(self, *, times: list[float], sigma_max: float, sigma_data: float) -> None:
+    With gamma above 0 a step leads further, to the noise level sqrt(1 - gamma^2) sigma_s, and noise
+    makes up for it (Kim et al. 2024, CTM). 0 draws none, 1 is `ConsistencySteps`.
+    """
+
+    def __init__(
+        self, *, times: list[float], gamma: float, sigma_max: float, sigma_data: float
+    ) -> None:
         super().__init__(times=times, sigma_max=sigma_max, sigma_data=sigma_data)
-        self.follows_start = True
+        self.gamma = gamma
+        self.follows_start = gamma == 0 or self.calls == 1
 
     def __call__(self, net: nn.Module, noise: Noise, label: Tensor | None) -> Tensor:
-        """Start at pure noise, follow the map."""
+        """x_s = cos(s) (x_u / cos(u) + gamma tan(s) z), tan(u) = sqrt(1 - gamma^2) tan(s)."""
         x = noise(0)
-        for time, end in pairwise([*self.times, 0.0]):
-            t, s = (torch.full((len(x),), v, device=x.device, dtype=x.dtype) for v in (time, end))
-            F, _ = net(x / self.sigma_data, t, label, s)
-            x = trigflow.flow_map(x, F, t, s, self.sigma_data)
+        for k, (time, end) in enumerate(pairwise([*self.times, 0.0]), 1):
+            jump = math.atan(math.sqrt(1 - self.gamma**2) * math.tan(end)) if self.gamma else end
+            t, u = (torch.full((len(x),), v, device=x.device, dtype=x.dtype) for v in (time, jump))
+            F, _ = net(x / self.sigma_data, t, label, u)
+            x = trigflow.flow_map(x, F, t, u, self.sigma_data)
+            if self.gamma and end > 0:
+                x = math.cos(end) / math.cos(jump) * x + self.gamma * math.sin(end) * noise(k)
         return x
 
 

@@ -15,6 +15,8 @@ from scm.config.methods import Form, Norm, Rule
 from scm.method import dual
 from scm.method.trigflow import broadcast, consistency, step
 
+SMALLEST_TURN = 1e-6  # of sin(d) as a divisor: shorter ways are float32's rounding
+
 Network = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]  # (x_t / sigma_data, t) -> (F, w)
 Jvp = Callable[..., tuple[Any, Any]]  # (function, primals, tangents) -> (value, tangent)
 
@@ -119,11 +121,13 @@ def discrete_tangent(
 
     dF = (cos(d) F - F_s) / sin(d): `rearranged_tangent` in discrete time, in the manner of Lu &
     Song 2025, Algorithm 2. `F_s` is F(x_s, s), x_s the DDIM step from x_t to s < t. At r = 1,
-    g = cos(s) (f(x_t, t) - f(x_s, s)) / sin(d); as s -> t it is Algorithm 1's at every r.
+    g = cos(s) (f(x_t, t) - f(x_s, s)) / sin(d); as s -> t it is Algorithm 1's at every r. Of a flow
+    map, `t` and `s` are the ways that are left to its end; on its diagonal both are 0, F is F_s,
+    and g is the diffusion loss's.
     """
     s, d = broadcast(s, x_t), broadcast(t - s, x_t)
     cos, sin = torch.cos(s), torch.sin(s)
-    change = (torch.cos(d) * F - F_s) / torch.sin(d)
+    change = (torch.cos(d) * F - F_s) / torch.sin(d).clamp_min(SMALLEST_TURN)
     return -(cos**2) * (sigma_data * F - dxdt) - r * cos * sin * (x_t + sigma_data * change)
 
 

@@ -61,3 +61,31 @@ class AnyPair(LogNormal):
         u, share = torch.rand(2, len(t), generator=generator, device=t.device)
         s = torch.where(share < self.diagonal, t, u * t)
         return torch.where(share > 1 - self.to_data, torch.zeros_like(t), s)
+
+
+class TwoLogNormals(LogNormal):
+    """t as above, s = min(t, one more draw of its own log-normal), but for a share s = t.
+
+    MeanFlow's: its times on a straight line are logit-normal, which is log-normal in sigma (Geng et
+    al. 2025).
+    """
+
+    def __init__(
+        self,
+        *,
+        diagonal: float,
+        second_P_mean: float,
+        second_P_std: float,
+        P_mean: float,
+        P_std: float,
+        sigma_data: float,
+    ) -> None:
+        super().__init__(P_mean=P_mean, P_std=P_std, sigma_data=sigma_data)
+        self.diagonal = diagonal
+        self.ends = LogNormal(P_mean=second_P_mean, P_std=second_P_std, sigma_data=sigma_data)
+
+    def second(self, t: Tensor, *, generator: torch.Generator) -> Tensor:
+        """(n,) times s in (0, t]."""
+        s = torch.minimum(t, self.ends(len(t), generator=generator, device=t.device))
+        share = torch.rand(len(t), generator=generator, device=t.device)
+        return torch.where(share < self.diagonal, t, s)
