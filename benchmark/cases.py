@@ -46,6 +46,10 @@ STEPS: dict[str, tuple[str, str | None]] = {  # case -> option of conf/objective
     "sct naive": ("sct", "naive"),
     "scd dual": ("scd", "dual"),
 }
+METHODS = (  # options of conf/objective, each as it is
+    *("diffusion", "sct", "scd", "ect", "cmt", "discrete_ct", "discrete_cd", "meanflow"),
+    *("improved_meanflow", "alpha_flow", "align_your_flow", "lmd", "lsd", "psd"),
+)
 UNCOMPILED_FORMS = ("split", "naive")  # torch.func.jvp and torch.compile do not go together
 
 
@@ -99,7 +103,7 @@ class Workshop:
 
     def step(self, label: Label) -> Work:
         """A step of training, from the batch to the optimiser and the averaged weights."""
-        objective, form = STEPS[label.case]
+        objective, form = STEPS.get(label.case, (label.case, None))
         parts = self.parts(label, f"objective={objective}")
         if form is not None:
             assert isinstance(parts.task.objective, Eulerian)

@@ -68,6 +68,19 @@ def add_speedups(rows: Sequence[Row], *, reference: str) -> None:
             row["speedup"] = quartiles([its / mine for its, mine in pairs])
 
 
+def add_passes(rows: Sequence[Row]) -> None:
+    """Give each step its FLOPs in forward passes, of which a diffusion step has three."""
+    own = ("model", "precision", "batch_size")
+    diffusion = {
+        tuple(row[key] for key in own): row["flops"]
+        for row in rows
+        if row["case"] == "diffusion" and not row["error"]
+    }
+    for row in rows:
+        if not row["error"] and (flops := diffusion.get(tuple(row[key] for key in own))):
+            row["passes"] = 3 * row["flops"] / flops
+
+
 def neighbour_rows(label: Label, seconds: dict[str, list[float]]) -> list[Row]:
     """One row per case: its seconds by round, and its rate as a share of the first case's."""
     first, *_ = seconds.values()
@@ -143,6 +156,7 @@ COLUMNS: tuple[tuple[str, str, Callable[[Row], str]], ...] = (  # header, key it
     ("quartiles", "seconds", _spread),
     ("images/s", "images_per_second", lambda row: f"{row['images_per_second']:,.0f}"),
     ("to diffusion", "ratio", _ratio("ratio", 2)),
+    ("forward passes", "passes", lambda row: f"{row['passes']:.2f}"),
     ("times the starting scripts'", "speedup", _ratio("speedup", 1)),
     ("rate / first row's", "share", _ratio("share", 2)),
     ("GFLOP", "flops", lambda row: f"{row['flops'] / 1e9:.3g}"),

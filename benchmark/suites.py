@@ -11,7 +11,7 @@ import torch
 from tqdm import tqdm
 
 from benchmark import memory, neighbour, reference, report
-from benchmark.cases import UNCOMPILED_FORMS, Workshop, step_cases
+from benchmark.cases import METHODS, UNCOMPILED_FORMS, Workshop, step_cases
 from benchmark.timing import Case, Label, measure
 from scm.config.schema import Precision
 from scm.core.errors import UserError
@@ -103,6 +103,17 @@ class StepSuite(Suite):
                     yield Case(forward, partial(self.workshop.forward, forward))
                 for case in step_cases(forms):
                     yield self.step(label, case, compiled=mode)
+
+
+class MethodsSuite(Suite):
+    """A step of every method, beside what it computes."""
+
+    question = "what a step of each method costs, and how far that is from its passes"
+
+    def rows(self) -> list[report.Row]:
+        rows = self.timed(self.step(label, case) for label in self.labels() for case in METHODS)
+        report.add_passes(rows)
+        return rows
 
 
 class SeedSuite(Suite):
@@ -232,6 +243,7 @@ class ReportSuite(Suite):
 
 SUITES: dict[str, type[Suite]] = {
     "step": StepSuite,
+    "methods": MethodsSuite,
     "seed": SeedSuite,
     "sampling": SamplingSuite,
     "data": DataSuite,

@@ -81,8 +81,8 @@ class Objective(ABC):
         """The times (B,) that stand for the drawn ones."""
         return t
 
-    def path(self, net: nn.Module, draw: Draw) -> tuple[Draw, Tensor, Tensor]:
-        """The draw, x_t and dx/dt: where the batch stands, and in which direction the path goes."""
+    def path(self, net: nn.Module, draw: Draw) -> tuple[Draw, Tensor, Any]:
+        """The draw, x_t and dx/dt: where the batch stands, and what its pull is to be told."""
         x_t = trigflow.interpolate(draw.x0, draw.z, draw.t)
         return draw, x_t, self.velocity(net, x_t, draw, self.call)
 
@@ -211,7 +211,13 @@ class Lagrangian(Tangential):
         mine.jvp = compile(self.jvp)
         return mine
 
-    def pull(self, net: nn.Module, x_t: Tensor, dxdt: Tensor, draw: Draw, step: int) -> Pull:
+    def path(self, net: nn.Module, draw: Draw) -> tuple[Draw, Tensor, Any]:
+        """As above; no dx/dt where the velocity at the map's end is it on the diagonal anyway."""
+        if self.velocity.of_draw:
+            return super().path(net, draw)
+        return draw, trigflow.interpolate(draw.x0, draw.z, draw.t), None
+
+    def pull(self, net: nn.Module, x_t: Tensor, dxdt: Tensor | None, draw: Draw, step: int) -> Pull:
         """g = -cos(d) (df/ds - dx/ds) at r = 1, d = t - s."""
         sd, t, r = self.sigma_data, draw.t, self.r(step)
         s = torch.zeros_like(t) if draw.s is None else draw.s
@@ -219,8 +225,9 @@ class Lagrangian(Tangential):
         (F, w), (dF, _) = self.jvp(lambda to: net(x_t / sd, t, draw.label, to), (s,), (cos_sin,))
         with torch.no_grad():
             end = trigflow.flow_map(x_t, F, t, s, sd)
-            there = self.velocity.at(net, end, s, draw, self.call)
-            dxds = torch.where(trigflow.broadcast(s == t, end), dxdt, there)
+            dxds = self.velocity.at(net, end, s, draw, self.call)
+            if dxdt is not None:
+                dxds = torch.where(trigflow.broadcast(s == t, end), dxdt, dxds)
             g = lagrangian_tangent(F, dF.detach(), x_t, dxds, t - s, r=r, sigma_data=sd)
         return self.along(F, w, g, t, r)
 
@@ -268,7 +275,7 @@ class Endpoint(Objective):
     def _nearest(self, t: Tensor) -> Tensor:
         return (t[:, None] - self.grid.to(t)).abs().argmin(1)
 
-    def path(self, net: nn.Module, draw: Draw) -> tuple[Draw, Tensor, Tensor]:
+    def path(self, net: nn.Module, draw: Draw) -> tuple[Draw, Tensor, Any]:
         """The draw with its trajectories' labels, x_t on them, and their ends."""
         starts = draw.part(slice(-(-len(draw.t) // len(self.grid))))
         x = starts.z

@@ -16,6 +16,8 @@ from scm.method.network import Call, Draw
 class Velocity(Protocol):
     """dx/dt (B, C, H, W), to be taken without gradients."""
 
+    of_draw: bool  # whether at (x_t, t) it depends on the draw's data and noise too
+
     def __call__(self, net: nn.Module, x_t: Tensor, draw: Draw, call: Call) -> Tensor:
         """At (x_t, t) of the draw."""
         ...
@@ -27,6 +29,8 @@ class Velocity(Protocol):
 
 class Pair:
     """v_t = cos(t) z - sin(t) x0, the velocity of consistency training (Lu & Song 2025, sec. 4)."""
+
+    of_draw = True
 
     def __call__(self, net: nn.Module, x_t: Tensor, draw: Draw, call: Call) -> Tensor:
         """dx/dt = cos(t) z - sin(t) x0."""
@@ -120,6 +124,8 @@ class Own(Pair):
 
 class Teacher:
     """sigma_data F of a diffusion model, the velocity of distillation (Lu & Song 2025, sec. 4)."""
+
+    of_draw = False
 
     def __init__(self, *, teacher: nn.Module, sigma_data: float) -> None:
         self.teacher = teacher

@@ -13,7 +13,7 @@ from runs import DIGITS, TINY
 from benchmark import cases, memory, neighbour, process, reference, report, timing
 from benchmark import runs as sweep_runs
 from benchmark.__main__ import main
-from benchmark.cases import FORMS, STEPS
+from benchmark.cases import FORMS, METHODS, STEPS
 from benchmark.suites import doublings
 from benchmark.timing import Case, Label, Timing, Work, count_flops, measure
 from scm.commands import report as sweep_report
@@ -82,6 +82,21 @@ def test_step_suite_has_every_case_with_ratios_and_fractions(capsys, tmp_path, s
 
 
 @pytest.mark.slow
+def test_methods_suite_counts_the_passes_of_every_method(capsys, tmp_path, small_reference):
+    """Diffusion 3; a JVP in one pass 4; a teacher or a second point 1 more each."""
+    lines, result = command(capsys, tmp_path, "--suite", "methods", rounds=1)
+    check_timed(lines, result, rounds=1)
+    passes = {case: row["passes"] for case, row in by_case(result).items()}
+    assert (
+        set(passes)
+        == set(METHODS)
+        == {path.stem for path in (composing.CONF / "objective").glob("*.yaml")}
+    )
+    expected = {"sct": 4, "scd": 5, "ect": 4, "discrete_cd": 5, "improved_meanflow": 5, "lmd": 5}
+    expected |= {"lsd": 5, "psd": 5, "meanflow": 4, "alpha_flow": 4}
+    assert {case: passes[case] for case in expected} == pytest.approx(expected, rel=0.06)
+
+
 def test_seed_suite_names_the_speedup_over_the_seeds_step(capsys, tmp_path, small_reference):
     out = tmp_path / "out.json"
     small = [*SMALL, "--batch-sizes", "1", "--rounds", "2", "--overrides", *DIGITS]

@@ -36,6 +36,7 @@ NEEDED = {  # what an option needs beside itself to be a possible run
     ("sampler", "ddim"): ["objective=diffusion"],
     ("sampler", "flow_two_step"): ["objective=lsd"],
     ("objective/times", "any_pair"): ["objective=lsd"],
+    ("objective/times", "two_log_normals"): ["objective=lsd"],
     ("objective/velocity", "own"): ["objective=lsd"],
     ("sampler", "flow_four_step"): ["objective=lsd"],
 }
@@ -191,6 +192,8 @@ def test_a_config_survives_being_written_and_read():
         (["objective/times=any_pair"], "AnyPair: objective=sct learns consistency"),
         (["objective/velocity=own"], "Own: objective=sct learns consistency"),
         (["objective=meanflow", "objective/derivative=difference"], "objective.derivative=diff"),
+        (["objective=lsd", "objective/velocity=pair"], "Pair: objective=lsd asks for the velocity"),
+        (["objective=cmt", "objective/velocity=pair"], "Pair: objective=cmt asks for the velocity"),
         (["objective=lsd", "ablation=log_noise"], "c_noise=log: infinite at s = 0"),
         (
             ["objective=diffusion", "sampler.heun.sigma_min=90"],

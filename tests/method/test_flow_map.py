@@ -2,48 +2,17 @@
 
 import pytest
 import torch
-from closed_forms import GaussianData, points
+from closed_forms import GaussianData, TwoTimes, points
 from methods import SD, common
-from torch import nn
 
 from scm.method import objective, tangent, trigflow, velocity
 from scm.method.derivative import Jvp
 from scm.method.network import Draw
-from scm.method.samplers import FlowSteps
+from scm.method.samplers import ConsistencySteps, FlowSteps
 from scm.method.times import AnyPair
 
 DATA = GaussianData(s=0.8, sigma_data=SD)
-
-
-def exact_map(x, t, s):
-    """f*(x, t, s) = sqrt(V(s) / V(t)) x."""
-    ratio = DATA.variance(s) / DATA.variance(t)
-    return trigflow.broadcast(ratio.sqrt(), x) * x
-
-
-def exact_net(x, t, label=None, s=None):
-    """F* = (cos(d) x_t - f*) / (sin(d) sd); on the diagonal the velocity."""
-    s = torch.zeros_like(t) if s is None else s
-    x_t, d = x * SD, trigflow.broadcast(t - s, x)
-    sin = torch.where(d == 0, torch.ones_like(d), torch.sin(d))
-    F = (torch.cos(d) * x_t - exact_map(x_t, t, s)) / (sin * SD)
-    return torch.where(d == 0, DATA.velocity(x_t, t) / SD, F), torch.zeros_like(t)
-
-
-class TwoTimes(nn.Module):
-    """A small smooth network of both times, in float64."""
-
-    def __init__(self):
-        super().__init__()
-        gen = torch.Generator().manual_seed(3)
-        self.kernel = nn.Parameter(0.3 * torch.randn(2, 2, 3, 3, generator=gen).double())
-        self.slope = nn.Parameter(torch.tensor(0.7).double())
-
-    def forward(self, x, t, label=None, s=None):
-        s = torch.zeros_like(t) if s is None else s
-        wave = nn.functional.conv2d(x, self.kernel, padding=1)
-        wave = wave + t.view(-1, 1, 1, 1) + torch.sin(2 * s).view(-1, 1, 1, 1)
-        return torch.sin(wave), self.slope * t
+exact_map, exact_net = DATA.flow_map, DATA.flow_net
 
 
 def draw(share=0.6):
@@ -189,11 +158,52 @@ def test_a_flow_map_to_the_data_is_scm_to_the_letter():
 def test_steps_of_the_exact_flow_map_end_where_the_ode_does():
     x = SD * torch.randn(4, 1, 2, 2, generator=torch.Generator().manual_seed(0)).double()
     for times in ([], [1.1], [1.35, 1.1, 0.8]):
-        sampler = FlowSteps(times=times, sigma_max=80.0, sigma_data=SD)
+        sampler = FlowSteps(times=times, gamma=0.0, sigma_max=80.0, sigma_data=SD)
         start = torch.full((4,), sampler.times[0]).double()
         made = sampler(exact_net, lambda k: x, None)
         torch.testing.assert_close(made, exact_map(x, start, torch.zeros_like(start)))
         assert sampler.calls == len(times) + 1
+
+
+TIMES = {"times": [1.3, 0.7], "sigma_max": 80.0, "sigma_data": SD}
+
+
+def noise_of(n):
+    """Noise of a standard deviation SD, another one for each k."""
+    return lambda k: (
+        SD * torch.randn(n, 1, 2, 2, generator=torch.Generator().manual_seed(k)).double()
+    )
+
+
+@pytest.mark.parametrize("gamma", [0.0, 0.3, 0.9, 1.0])
+def test_steps_of_the_exact_flow_map_keep_the_datas_distribution_at_any_gamma(gamma):
+    sampler = FlowSteps(gamma=gamma, **TIMES)
+    made = sampler(exact_net, noise_of(40_000), None)
+    assert abs(float(made.std()) - DATA.s) < 0.006
+    assert sampler.follows_start == (gamma == 0)
+
+
+def test_at_gamma_1_a_flow_maps_steps_are_a_consistency_functions():
+    args = (TwoTimes(), lambda k: noise_of(4)(k).expand(-1, 2, -1, -1), None)
+    with torch.no_grad():
+        torch.testing.assert_close(
+            FlowSteps(gamma=1.0, **TIMES)(*args), ConsistencySteps(**TIMES)(*args)
+        )
+
+
+def test_the_noise_of_a_step_makes_up_for_what_it_leads_further():
+    """From t to u with tan(u) = sqrt(1 - gamma^2) tan(s), and then to s: x0's part keeps cos(s)."""
+    seen = []
+
+    def net(x, t, label=None, s=None):
+        seen.append((float(t[0]), float(s[0])))
+        return exact_net(x, t, label, s)
+
+    FlowSteps(gamma=0.6, **TIMES)(net, noise_of(2), None)
+    ends = [(t, s) for t, s in seen]
+    assert [t for t, _ in ends[1:]] == pytest.approx([1.3, 0.7])
+    for (_, u), s in zip(ends[:2], (1.3, 0.7), strict=True):
+        assert torch.tensor(u).tan() == pytest.approx(0.8 * float(torch.tensor(s).tan()), rel=1e-6)
 
 
 def test_the_second_times_have_their_shares():

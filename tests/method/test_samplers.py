@@ -120,7 +120,7 @@ def test_times_out_of_order_are_named(times):
     "sampler",
     [
         samplers.ConsistencySteps(times=[1.1], sigma_max=80.0, sigma_data=SD),
-        samplers.FlowSteps(times=[1.1], sigma_max=80.0, sigma_data=SD),
+        samplers.FlowSteps(times=[1.1], gamma=0.5, sigma_max=80.0, sigma_data=SD),
         samplers.Ddim(steps=3, **GRID),
         samplers.Heun(steps=3, **GRID),
     ],

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from scm.method import trigflow
-from scm.method.times import AnyPair, LogNormal
+from scm.method.times import AnyPair, LogNormal, TwoLogNormals
 
 SD = 0.5
 
@@ -33,3 +33,21 @@ def test_any_pair_has_its_shares_on_the_diagonal_and_at_the_data():
     part = (s / t)[(s > 0) & (s < t)].double()
     assert float(part.mean()) == pytest.approx(1 / 2, abs=0.01)
     assert float(part.var()) == pytest.approx(1 / 12, abs=0.002)
+
+
+def test_two_log_normals_are_the_smaller_of_two_draws_and_the_diagonal():
+    """P(s = t) = share + (1 - share) P(second draw > t); the difference of ln(sigma) is normal."""
+    times = TwoLogNormals(
+        diagonal=0.25, second_P_mean=-4.0, second_P_std=1.6, P_mean=-0.6, P_std=1.6, sigma_data=SD
+    )
+    gen = torch.Generator().manual_seed(0)
+    t = times(200_000, generator=gen, device="cpu")
+    s = times.second(t, generator=gen)
+    assert (s > 0).all() and (s <= t).all()
+    above = torch.special.ndtr(torch.tensor(-3.4 / (1.6 * 2**0.5)))
+    expected = 0.25 + 0.75 * float(above)
+    assert float((s == t).float().mean()) == pytest.approx(expected, abs=0.005)
+    high = trigflow.sigma_from_time(t.double(), SD).log() > 2  # there the minimum cuts little off
+    tau = trigflow.sigma_from_time(s[high & (s < t)].double(), SD).log()
+    assert float(tau.mean()) == pytest.approx(-4.0, abs=0.05)
+    assert float(tau.std()) == pytest.approx(1.6, abs=0.05)

@@ -46,6 +46,19 @@ class GaussianData(ExactNets):
         """f*(x, t) = s x / sqrt(V(t))."""
         return self.s * x / self.variance(broadcast(t, x)).sqrt()
 
+    def flow_map(self, x: Tensor, t: Tensor, s: Tensor) -> Tensor:
+        """f*(x, t, s) = sqrt(V(s) / V(t)) x."""
+        return broadcast((self.variance(s) / self.variance(t)).sqrt(), x) * x
+
+    def flow_net(self, x: Tensor, t: Tensor, label: Tensor | None = None, s: Tensor | None = None):
+        """(F, w) with F* = (cos(d) x_t - f*) / (sin(d) sd), d = t - s; the velocity where d = 0."""
+        s = torch.zeros_like(t) if s is None else s
+        x_t, d = x * self.sigma_data, broadcast(t - s, x)
+        sin = torch.where(d == 0, torch.ones_like(d), torch.sin(d))
+        F = (torch.cos(d) * x_t - self.flow_map(x_t, t, s)) / (sin * self.sigma_data)
+        on_diagonal = self.velocity(x_t, t) / self.sigma_data
+        return torch.where(d == 0, on_diagonal, F), torch.zeros_like(t)
+
 
 class ExactMixture(ExactNets, Mixture):
     """The toy's data with their exact networks."""
@@ -69,6 +82,22 @@ class WeightedNet(nn.Module):
 
     def forward(self, x, t, label=None):
         wave = nn.functional.conv2d(x, self.kernel, padding=1) + t.view(-1, 1, 1, 1)
+        return torch.sin(wave), self.slope * t
+
+
+class TwoTimes(nn.Module):
+    """A small smooth network of both times, in float64."""
+
+    def __init__(self):
+        super().__init__()
+        gen = torch.Generator().manual_seed(3)
+        self.kernel = nn.Parameter(0.3 * torch.randn(2, 2, 3, 3, generator=gen).double())
+        self.slope = nn.Parameter(torch.tensor(0.7).double())
+
+    def forward(self, x, t, label=None, s=None):
+        s = torch.zeros_like(t) if s is None else s
+        wave = nn.functional.conv2d(x, self.kernel, padding=1)
+        wave = wave + t.view(-1, 1, 1, 1) + torch.sin(2 * s).view(-1, 1, 1, 1)
         return torch.sin(wave), self.slope * t
 
 

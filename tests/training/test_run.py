@@ -16,7 +16,7 @@ from scm.evaluation.evaluator import Evaluator
 from scm.runs import store
 from scm.training.divergence import Diverged
 
-FLOW_MAPS = ["meanflow", "improved_meanflow", "align_your_flow", "lmd", "lsd", "psd"]
+FLOW_MAPS = ["meanflow", "improved_meanflow", "alpha_flow", "align_your_flow", "lmd", "lsd", "psd"]
 TWO_STEPS = ("trainer.budget.steps=2", "trainer.log_every=1")
 
 

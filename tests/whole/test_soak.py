@@ -48,7 +48,7 @@ def falling_times(rng):
     return sorted((rng.uniform(0.01, 1.5) for _ in range(rng.randint(1, 3))), reverse=True)
 
 
-FLOW = ("meanflow", "improved_meanflow", "lsd", "psd")  # flow maps without a teacher
+FLOW = ("meanflow", "improved_meanflow", "alpha_flow", "lsd", "psd")  # flow maps without a teacher
 VALUES = {  # what every run draws of
     "seed": lambda rng: rng.randrange(2**63),
     "objective.times.P_mean": uniform(-4, 2),
@@ -78,17 +78,39 @@ VALUES = {  # what every run draws of
     "trainer.keep_checkpoints": one_of(1, 3),
 }
 OF_OPTIONS = {  # keys that only some options have
-    ("objective", "sct scd discrete_ct discrete_cd meanflow improved_meanflow lsd"): {
+    (
+        "objective",
+        "sct scd discrete_ct discrete_cd ect meanflow improved_meanflow alpha_flow lsd",
+    ): {
         "objective.tangent_warmup_steps": one_of(0, 2, 5000),
     },
     ("objective", "sct scd meanflow improved_meanflow"): {
         "objective.derivative.form": one_of("dual", "split")
     },
     ("objective", "lsd"): {"objective.form": one_of("dual", "split")},
-    ("objective", "meanflow improved_meanflow lsd psd"): {
+    ("objective", "lsd psd"): {
         "objective.times.diagonal": uniform(0, 0.5),
         "objective.times.to_data": uniform(0, 0.5),
     },
+    ("objective", "meanflow improved_meanflow alpha_flow"): {
+        "objective.times.diagonal": uniform(0, 1),
+        "objective.times.second_P_mean": uniform(-6, 2),
+        "objective.times.second_P_std": log_uniform(0.1, 3),
+    },
+    ("objective", "alpha_flow"): {
+        "objective.derivative.steps": one_of(1, 3, 1000),
+        "objective.derivative.sharpness": log_uniform(1, 50),
+        "objective.derivative.clamp": log_uniform(1e-3, 0.5),
+        "objective.derivative.form": one_of("dual", "split"),
+    },
+    ("objective", "ect"): {
+        "objective.derivative.first": uniform(0, 1),
+        "objective.derivative.last": uniform(0.001, 1),
+        "objective.derivative.halving_steps": one_of(1, 2, 100),
+        "objective.derivative.k": uniform(0, 20),
+        "objective.derivative.b": uniform(0, 4),
+    },
+    ("objective", "cmt"): {"objective.steps": one_of(2, 3, 16)},
     ("objective", "discrete_ct discrete_cd"): {
         "objective.derivative.N": one_of(1, 2, 18, 1024),
         "objective.derivative.rule": one_of("lu_song", "song"),
@@ -117,6 +139,7 @@ OF_OPTIONS = {  # keys that only some options have
     ("sampler", "one_step two_step multi_step flow_two_step ddim heun"): {
         "sampler.{sampler}.sigma_max": log_uniform(20, 200)
     },
+    ("sampler", "flow_two_step"): {"sampler.flow_two_step.gamma": uniform(0, 1)},
     ("sampler", "multi_step"): {"sampler.multi_step.times": falling_times},
     ("sampler", "ddim heun"): {
         "sampler.{sampler}.steps": one_of(1, 2, 3),
@@ -138,7 +161,7 @@ def drawn(rng, digits, teacher):
     """Overrides of one possible configuration."""
     data = rng.choice(("bimodal", "mnist"))
     model = "mlp" if data == "bimodal" else rng.choice(sorted(TINY))
-    kinds = ["diffusion", "sct", "discrete_ct", *FLOW] + DISTILLED * (data == "bimodal")
+    kinds = ["diffusion", "sct", "ect", "discrete_ct", *FLOW] + DISTILLED * (data == "bimodal")
     choice = {
         "data": data,
         "objective": rng.choice(kinds),
@@ -150,13 +173,13 @@ def drawn(rng, digits, teacher):
         choice["weighting"] = rng.choice(("unit", "inv_sigma"))
         choice["sampler"] = rng.choice(("ddim", "heun"))
     else:
-        if choice["objective"] != "psd":
+        if choice["objective"] not in ("psd", "cmt"):
             choice["objective/tangent"] = rng.choice(options("objective/tangent"))
         else:
             choice["weighting"] = rng.choice(("unit", "inv_sigma"))
         flow = ("flow_two_step",) * (choice["objective"] in FLOW)
         choice["sampler"] = rng.choice(("one_step", "two_step", "multi_step", *flow))
-    if data == "mnist" and choice["objective"] in ("diffusion", "sct", "discrete_ct"):
+    if data == "mnist" and choice["objective"] in ("diffusion", "sct", "ect", "discrete_ct"):
         choice["objective/velocity"] = rng.choice(("pair", "data_mean"))
     values = dict(VALUES)
     if choice["objective"] in FLOW:
