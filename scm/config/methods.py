@@ -34,6 +34,7 @@ class Velocity(Part):
     targets = ("scm.method.velocity.Pair",)
     needs_teacher: ClassVar[bool] = False
     maps: ClassVar[bool] = False  # whether only a flow map has it
+    exact: ClassVar[bool] = False  # whether data have it that are known in closed form
     anywhere: ClassVar[bool] = False  # whether it is known off the pair's own line
 
 
@@ -58,6 +59,14 @@ class TeacherVelocity(Velocity):
 
     targets = ("scm.method.velocity.Teacher",)
     needs_teacher: ClassVar[bool] = True
+    anywhere: ClassVar[bool] = True
+
+
+class ExactVelocity(Velocity):
+    """exact: the closed form of the toy."""
+
+    targets = ("scm.method.velocity.Exact",)
+    exact: ClassVar[bool] = True
     anywhere: ClassVar[bool] = True
 
 

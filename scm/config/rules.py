@@ -6,7 +6,7 @@ object can judge (a sampler's times, a model's image size) are judged when it is
 
 from scm.config import allow, metrics
 from scm.config.methods import Difference, Endpoint, Eulerian, Lagrangian, Objective
-from scm.config.parts import Kind, Ode, Sampler
+from scm.config.parts import Bimodal, Kind, Ode, Sampler
 from scm.config.read import flatten, plain
 from scm.config.schema import Compile, Config, Facts
 from scm.core.errors import UserError
@@ -28,7 +28,7 @@ def check(config: Config) -> Config:
     for name, sampler in config.sampler.items():
         check_sampler(name, sampler, config.objective.learns)
     _check_flow_map(config)
-    _check_velocity(config.objective)
+    _check_velocity(config)
     derivative = config.objective.derivative if isinstance(config.objective, Eulerian) else None
     if isinstance(derivative, Difference):
         _check_grid("objective.derivative", derivative)
@@ -79,7 +79,15 @@ def _check_flow_map(config: Config) -> None:
         )
 
 
-def _check_velocity(objective: Objective) -> None:
+def _check_velocity(config: Config) -> None:
+    objective = config.objective
+    if objective.velocity.exact and not (
+        isinstance(config.data, Bimodal) and not config.model.num_classes
+    ):
+        raise UserError(
+            f"objective.velocity={objective.velocity._target_}: only data=bimodal without classes "
+            "has it in closed form; use objective/velocity=pair or objective/velocity=teacher"
+        )
     if isinstance(objective, Lagrangian | Endpoint) and not objective.velocity.anywhere:
         raise UserError(
             f"objective.velocity={objective.velocity._target_}: objective={objective.name} asks "

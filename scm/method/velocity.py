@@ -4,6 +4,8 @@ It is the direction in which a consistency function shall not change, and what a
 learns. Shapes: images (B, C, H, W), times (B,) in radians.
 """
 
+from abc import ABC, abstractmethod
+from collections.abc import Callable
 from typing import Protocol
 
 import torch
@@ -122,20 +124,39 @@ class Own(Pair):
         return self.sigma_data * F
 
 
-class Teacher:
-    """sigma_data F of a diffusion model, the velocity of distillation (Lu & Song 2025, sec. 4)."""
+class Field(ABC):
+    """A velocity of the point and the time alone, whatever draw led there."""
 
     of_draw = False
+
+    def __call__(self, net: nn.Module, x_t: Tensor, draw: Draw, call: Call) -> Tensor:
+        """At (x_t, t) of the draw."""
+        return self.at(net, x_t, draw.t, draw, call)
+
+    @abstractmethod
+    def at(self, net: nn.Module, x: Tensor, s: Tensor, draw: Draw, call: Call) -> Tensor:
+        """At any point."""
+
+
+class Teacher(Field):
+    """sigma_data F of a diffusion model, the velocity of distillation (Lu & Song 2025, sec. 4)."""
 
     def __init__(self, *, teacher: nn.Module, sigma_data: float) -> None:
         self.teacher = teacher
         self.sigma_data = sigma_data
 
-    def __call__(self, net: nn.Module, x_t: Tensor, draw: Draw, call: Call) -> Tensor:
-        """dx/dt = sigma_data F_teacher(x_t / sigma_data, t)."""
-        return self.at(net, x_t, draw.t, draw, call)
-
     def at(self, net: nn.Module, x: Tensor, s: Tensor, draw: Draw, call: Call) -> Tensor:
-        """The same at any point."""
+        """dx/ds = sigma_data F_teacher(x / sigma_data, s)."""
         F, _ = call(self.teacher, x / self.sigma_data, s, draw.label)
         return self.sigma_data * F
+
+
+class Exact(Field):
+    """The closed form of data that have one: of the toy, a teacher without an error."""
+
+    def __init__(self, *, exact_velocity: Callable[[Tensor, Tensor], Tensor]) -> None:
+        self.exact_velocity = exact_velocity
+
+    def at(self, net: nn.Module, x: Tensor, s: Tensor, draw: Draw, call: Call) -> Tensor:
+        """dx/ds of the PF-ODE."""
+        return self.exact_velocity(x, s)

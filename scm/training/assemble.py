@@ -140,6 +140,7 @@ def _objective(
         "sigma_data": lambda: config.data.sigma_data,
         "teacher": load_teacher,
         "training_set": data.training_set,
+        "exact_velocity": lambda: data.exact and data.exact.velocity,
     }
     weighting = construct(object, "weighting", config.weighting, given)
     given |= {"weighting": lambda: weighting}

@@ -38,6 +38,7 @@ NEEDED = {  # what an option needs beside itself to be a possible run
     ("objective/times", "any_pair"): ["objective=lsd"],
     ("objective/times", "two_log_normals"): ["objective=lsd"],
     ("objective/velocity", "own"): ["objective=lsd"],
+    ("objective/velocity", "exact"): ["data=bimodal", "model=mlp"],
     ("sampler", "flow_four_step"): ["objective=lsd"],
 }
 
@@ -193,6 +194,7 @@ def test_a_config_survives_being_written_and_read():
         (["objective/velocity=own"], "Own: objective=sct learns consistency"),
         (["objective=meanflow", "objective/derivative=difference"], "objective.derivative=diff"),
         (["objective=lsd", "objective/velocity=pair"], "Pair: objective=lsd asks for the velocity"),
+        (["objective/velocity=exact"], "Exact: only data=bimodal without classes"),
         (["objective=cmt", "objective/velocity=pair"], "Pair: objective=cmt asks for the velocity"),
         (["objective=lsd", "ablation=log_noise"], "c_noise=log: infinite at s = 0"),
         (

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from closed_forms import points
+from closed_forms import GaussianData, points
 from methods import SD, common, consistency
 
 from scm.method import objective, tangent, trigflow, velocity
@@ -105,3 +105,13 @@ def test_training_on_it_has_the_pairs_expected_gradient_of_data_of_one_point():
         **(common(adaptive=False) | {"velocity": mean_of(x0[:1])}),
     )
     torch.testing.assert_close(by_mean.loss(net, d, 9).loss, by_pair.loss(net, d, 9).loss)
+
+
+def test_the_exact_velocity_is_the_datas_wherever_it_is_asked():
+    """At the draw's (x_t, t), and at another point of another time."""
+    data = GaussianData(s=0.8, sigma_data=SD)
+    exact = velocity.Exact(exact_velocity=data.velocity)
+    x0, z, t = points()
+    d = Draw(x0=x0, z=z, t=t, label=None)
+    torch.testing.assert_close(exact(None, x0 + z, d, None), data.velocity(x0 + z, t))
+    torch.testing.assert_close(exact.at(None, z, t / 2, d, None), data.velocity(z, t / 2))

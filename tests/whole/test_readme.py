@@ -218,8 +218,15 @@ def found(dotted):
 
 
 def test_methods_has_a_row_for_every_equation():
-    lines = [line for line in PAGES["methods.md"].split("\n") if line.startswith("| ")]
+    own = PAGES["methods.md"].partition("## Equation, function, test")[2]
+    lines = [line for line in own.split("\n") if line.startswith("| ")]
     assert len(ROWS) == len(lines) - 1 >= 30  # less the head; every row has its three cells
+
+
+def test_methods_says_of_every_objective_what_it_is():
+    own = PAGES["methods.md"].partition("| `objective` |")[2].partition("\n\n")[0]
+    named = [name for line in own.split("\n") for name in re.findall("`([a-z_]+)`", line[:40])]
+    assert sorted(named) == sorted(path.stem for path in (CONF / "objective").glob("*.yaml"))
 
 
 def test_architecture_names_every_module():
