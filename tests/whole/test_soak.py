@@ -123,7 +123,7 @@ OF_OPTIONS = {  # keys that only some options have
         "objective.tangent.norm": one_of("rms", "l2"),
     },
     ("objective/tangent", "clip"): {"objective.tangent.bound": log_uniform(0.01, 10)},
-    ("objective/tangent", "power"): {
+    ("objective/tangent", "power power_half power_one"): {
         "objective.tangent.p": uniform(0, 1),
         "objective.tangent.c": log_uniform(1e-6, 1),
         "objective.tangent.norm": one_of("rms", "l2"),
