@@ -198,7 +198,8 @@ class Lagrangian(Tangential):
 
     LSD with the network's own velocity, LMD with a teacher's (Boffi et al. 2025). The derivative is
     taken along s alone, by one pass that carries it. On the diagonal s = t the map learns the
-    velocity of the draw.
+    velocity of the draw. The Eulerian warm-up, a part of g, has no counterpart: without its sd dF
+    g asks F for the velocity at the end of the way. So here r lengthens the way, from diffusion on.
     """
 
     def __init__(self, *, form: str, **tangential: Any) -> None:
@@ -218,9 +219,10 @@ class Lagrangian(Tangential):
         return draw, trigflow.interpolate(draw.x0, draw.z, draw.t), None
 
     def pull(self, net: nn.Module, x_t: Tensor, dxdt: Tensor | None, draw: Draw, step: int) -> Pull:
-        """g = -cos(d) (df/ds - dx/ds) at r = 1, d = t - s."""
+        """g = -cos(d) (df/ds - dx/ds), d = r (t - s): the warm-up lengthens the way."""
         sd, t, r = self.sigma_data, draw.t, self.r(step)
         s = torch.zeros_like(t) if draw.s is None else draw.s
+        s = s if r == 1 else t - r * (t - s)
         cos_sin = torch.cos(t - s) * torch.sin(t - s)
         (F, w), (dF, _) = self.jvp(lambda to: net(x_t / sd, t, draw.label, to), (s,), (cos_sin,))
         with torch.no_grad():
@@ -228,7 +230,7 @@ class Lagrangian(Tangential):
             dxds = self.velocity.at(net, end, s, draw, self.call)
             if dxdt is not None:
                 dxds = torch.where(trigflow.broadcast(s == t, end), dxdt, dxds)
-            g = lagrangian_tangent(F, dF.detach(), x_t, dxds, t - s, r=r, sigma_data=sd)
+            g = lagrangian_tangent(F, dF.detach(), x_t, dxds, t - s, sigma_data=sd)
         return self.along(F, w, g, t, r)
 
 

@@ -132,17 +132,17 @@ def discrete_tangent(
 
 
 def lagrangian_tangent(
-    F: Tensor, dF: Tensor, x_t: Tensor, dxds: Tensor, d: Tensor, *, r: float, sigma_data: float
+    F: Tensor, dF: Tensor, x_t: Tensor, dxds: Tensor, d: Tensor, *, sigma_data: float
 ) -> Tensor:
-    """g = -cos(d) (cos(d) sd F - dx/ds) - r (cos(d) sin(d) x_t - sd dF), d = t - s.
+    """g = -cos(d) (cos(d) sd F - dx/ds) - cos(d) sin(d) x_t + sd dF = -cos(d) (df/ds - dx/ds).
 
-    `dF` is cos(d) sin(d) dF/ds and `dxds` the velocity at the map's end (f(x_t, t, s), s). At r =
-    1, g = -cos(d) (df/ds - dx/ds): the map's end is to move along the ODE (Boffi et al. 2025,
-    the Lagrangian condition); on the diagonal d = 0 it is the diffusion loss's residual.
+    `dF` is cos(d) sin(d) dF/ds, d = t - s, and `dxds` the velocity at the map's end (f(x_t, t, s),
+    s): the end is to move along the ODE (Boffi et al. 2025, the Lagrangian condition). On the
+    diagonal d = 0 it is the diffusion loss's residual.
     """
     d = broadcast(d, x_t)
     cos, sin = torch.cos(d), torch.sin(d)
-    return -cos * (cos * sigma_data * F - dxds) - r * (cos * sin * x_t - sigma_data * dF)
+    return -cos * (cos * sigma_data * F - dxds) - cos * sin * x_t + sigma_data * dF
 
 
 DISCRETE = {Rule.lu_song: discrete_tangent, Rule.song: difference_tangent}

@@ -217,3 +217,24 @@ def test_the_second_times_have_their_shares():
     inside = (s > 0) & (s < t)
     ratio = (s / t)[inside]
     assert abs(float(ratio.mean()) - 0.5) < 0.01 and abs(float(ratio.std()) - 12**-0.5) < 0.01
+
+
+@pytest.mark.parametrize("own", [False, True])
+def test_the_lagrangian_warmup_lengthens_the_way_from_diffusion_on(own):
+    """At step 0 of H every sample is diffusion's, half-way the way is half as long."""
+    net, d = TwoTimes(), draw()
+    kind = (
+        lagrangian(adaptive=False)
+        if own
+        else lagrangian(adaptive=False, teacher=DATA.diffusion_net)
+    )
+    kind = with_own(kind) if own else kind
+    whole = kind.loss(net, draw(0.8), 8).loss
+    kind.tangent_warmup_steps = 8
+    half = kind.loss(net, draw(0.6), 4).loss
+    torch.testing.assert_close(half, whole)
+    x_t = trigflow.interpolate(d.x0, d.z, d.t)
+    v = trigflow.velocity(d.x0, d.z, d.t) if own else DATA.velocity(x_t, d.t)
+    naive = (SD * net(x_t / SD, d.t, None, d.t)[0] - v).square().mean((1, 2, 3)) / SD
+    mine = grads(net, kind.loss(net, d, 0).loss)[0]
+    torch.testing.assert_close(mine, grads(net, naive)[0], rtol=1e-9, atol=1e-12)

@@ -58,6 +58,19 @@ def test_all_three_train_together_and_are_sampled_by_the_users_word_alone(mine):
     assert called(*sample, mine=mine, granted=True).returncode == 0
 
 
+@pytest.mark.slow
+def test_a_method_of_the_family_is_a_yaml(mine):
+    run = mine.parent / "mean_flow"
+    train = (
+        *("run.py", "-cd", str(mine), "objective=mean_flow", "trainer=smoke", "trainer.threads=1"),
+        *("model=unet_small", "model.widths=[8,16]", "model.blocks=[1,1]", "objective.init=null"),
+        *("trainer.budget.steps=2", "objective.velocity.points=64", f"hydra.run.dir={run}"),
+    )
+    done = called(*train, mine=mine, granted=False)
+    assert done.returncode == 0, done.stderr
+    assert (run / "samples" / "flow_two_step_00000002.png").exists()
+
+
 def test_the_objective_is_0_for_a_network_that_knows_the_images(mine, monkeypatch):
     monkeypatch.syspath_prepend(str(mine))
     from my_methods import Denoiser
