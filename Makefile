@@ -33,7 +33,7 @@ test: lint ## all that `check` does, and the slow tests too
 check: lint ## format, lint, types, import direction and the fast tests
 	$(BIN)/python -m pytest -n auto -m "not slow"
 
-mutants: $(INSTALLED) ## put 100 deliberate faults in, one by one: do the fast tests notice them?
+mutants: $(INSTALLED) ## put deliberate faults in, one by one: do the fast tests notice them?
 	$(BIN)/python tests/mutants $(NAMES)
 
 soak: $(INSTALLED) ## faults without end: kills, full disks, bad input, random runs (half an hour)

@@ -81,3 +81,9 @@ def test_a_sample_has_its_trajectorys_label_and_the_teacher_is_told_it():
 @pytest.mark.parametrize("n", [1, 3, 4, 5])
 def test_any_batch_has_trajectories_enough(n):
     assert cmt().loss(DATA.consistency_net, draw(n), 0).loss.shape == (n,)
+
+
+def test_the_end_is_behind_the_schemes_last_step():
+    """From the lowest noise level it is one of first order: there the teacher's f is the end."""
+    low = Draw(*points(5)[:2], t=torch.full((5,), 1e-4).double(), label=None)
+    assert cmt().loss(DATA.diffusion_net, low, 0).error.max() < 1e-24
