@@ -257,3 +257,11 @@ def test_the_tables_of_ablations_are_the_reports(sweep):
     assert len(rows) >= 4
     shown = [cells(line) for line in table("ablations.md", sweep)[2:]]
     assert shown == [[row[0], row[2], row[3]] for row in rows]
+
+
+def test_the_table_of_the_atlas_is_the_reports():
+    """All of its columns, a row per method and rate."""
+    written = (DOCS / "atlas" / "toy" / "summary.md").read_text().split("\n")
+    rows = [cells(line) for line in written if line.startswith("| atlas_toy=")]
+    assert len(rows) == 22
+    assert [cells(line) for line in table("atlas.md", "atlas_toy")[2:]] == rows
