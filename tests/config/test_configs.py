@@ -37,6 +37,7 @@ NEEDED = {  # what an option needs beside itself to be a possible run
     ("sampler", "flow_two_step"): ["objective=lsd"],
     ("objective/times", "any_pair"): ["objective=lsd"],
     ("objective/times", "two_log_normals"): ["objective=lsd"],
+    ("objective/times", "mostly_diagonal"): ["objective=psd"],
     ("objective/velocity", "own"): ["objective=lsd"],
     ("objective/velocity", "exact"): ["data=bimodal", "model=mlp"],
     ("sampler", "flow_four_step"): ["objective=lsd"],
