@@ -16,7 +16,7 @@ from benchmark import runs
 from benchmark.timing import Label, Work
 from scm.commands import report
 from scm.config import rules
-from scm.config.compose import composed
+from scm.config.compose import CONF, composed
 from scm.config.read import plain
 from scm.config.schema import Config
 from scm.data.dataset import Dataset
@@ -46,10 +46,7 @@ STEPS: dict[str, tuple[str, str | None]] = {  # case -> option of conf/objective
     "sct naive": ("sct", "naive"),
     "scd dual": ("scd", "dual"),
 }
-METHODS = (  # options of conf/objective, each as it is
-    *("diffusion", "sct", "scd", "ect", "cmt", "discrete_ct", "discrete_cd", "meanflow"),
-    *("improved_meanflow", "alpha_flow", "align_your_flow", "lmd", "lsd", "psd"),
-)
+METHODS = sorted(option.stem for option in (CONF / "objective").glob("*.yaml"))  # each as it is
 UNCOMPILED_FORMS = ("split", "naive")  # torch.func.jvp and torch.compile do not go together
 
 

@@ -16,9 +16,7 @@ log = logging.getLogger(__name__)
 
 STAT = Path("/proc/stat")  # Linux: ticks of each kind since the start, of all cores together first
 SECONDS = 0.1  # to look
-SPIN = {
-    "GOMP_SPINCOUNT": "1000"
-}  # then a waiting thread sleeps; libgomp's own is 300 times as long
+SPIN = {"GOMP_SPINCOUNT": "1000"}  # then a waiting thread sleeps; libgomp's own: 300 times as long
 ASKED = ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")  # a user's own choice
 
 

@@ -111,7 +111,7 @@ class Discrete(ABC):
     """
 
     tangent = staticmethod(discrete_tangent)
-    smallest: Tensor | float = 1e-4  # the least time that a network is told: at u = 0 F is void
+    smallest = 1e-4  # the least time that a network is told: at u = 0 F is void
 
     def __init__(self, *, sigma_data: float) -> None:
         self.sigma_data = sigma_data
