@@ -42,10 +42,15 @@ def plain_settings(config: dict[str, Any]) -> dict[str, Any]:
 
 
 class Logger:
-    """Appends records and pictures; after a resume, what came after `step` is dropped first."""
+    """Appends records and pictures; after a resume, what came after `step` is dropped first.
 
-    def __init__(self, folder: Path, *, step: int, config_text: str) -> None:
+    Where all steps are `taken`, that is the last evaluation too: the run was killed before it said
+    that it was done, and makes it again.
+    """
+
+    def __init__(self, folder: Path, *, step: int, config_text: str, taken: bool = False) -> None:
         self._jsonl = folder / "metrics.jsonl"
+        self._taken = taken
         if self._jsonl.exists():
             lines = self._jsonl.read_text(errors="replace").splitlines()
             kept = [f"{line}\n" for line in lines if self._is_until(step, line)]
@@ -105,10 +110,12 @@ class Logger:
         self.close()
 
     def _is_until(self, step: int, line: str) -> bool:
-        """Whether `line` is of a step up to this one; a damaged record is not worth a run."""
+        """Whether `line` came up to this step; a damaged record is not worth a run."""
         try:
             with reading(self._jsonl, "a record in each line"):
-                return json.loads(line)["step"] <= step
+                record = json.loads(line)
+                evaluated = any(tag.startswith("eval/") for tag in record)
+                return record["step"] < step + (not (self._taken and evaluated))
         except UserError as error:
             log.warning("left out a line: %s", error)
             return False

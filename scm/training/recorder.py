@@ -78,7 +78,8 @@ class Recorder:
         text = yaml.safe_dump(plain(self._parts.config), sort_keys=False)
 
         def log_opened() -> None:
-            logger = Logger(self._parts.folder.path, step=step, config_text=text)
+            folder, taken = self._parts.folder.path, self.used() == 1
+            logger = Logger(folder, step=step, config_text=text, taken=taken)
             self._logger = opened.enter_context(closing(logger))
             self.write()
 

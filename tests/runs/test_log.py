@@ -63,3 +63,17 @@ def test_a_full_disk_costs_tensorboards_file_alone(tmp_path, monkeypatch, caplog
     logged(tmp_path, 0, [(1, 0.5), (2, 0.25)])
     assert len((tmp_path / "metrics.jsonl").read_text().splitlines()) == 2
     assert caplog.text.count("no more for TensorBoard") == 1
+
+
+@pytest.mark.parametrize(("taken", "kept"), [(False, 3), (True, 2)])
+def test_an_end_that_was_not_reached_leaves_no_evaluation_behind(tmp_path, taken, kept):
+    """The last one comes after the last checkpoint, so a killed run makes it again."""
+    lines = [
+        {"step": 2, "eval/loss": 1.0},
+        {"step": 4, "train/loss": 1.0},
+        {"step": 4, "eval/loss": 1},
+    ]
+    file = tmp_path / "metrics.jsonl"
+    file.write_text("".join(f"{json.dumps(line)}\n" for line in lines))
+    Logger(tmp_path, step=4, config_text="", taken=taken).close()
+    assert [json.loads(line) for line in file.read_text().splitlines()] == lines[:kept]
