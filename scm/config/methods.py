@@ -3,7 +3,7 @@
 from enum import Enum
 from typing import ClassVar
 
-from scm.config.parts import Kind, Part
+from scm.config.parts import Kind, Optimizer, Part
 from scm.config.ranges import allowed, at_least_0, between, positive, runs_own, sigma, whole
 
 
@@ -229,6 +229,19 @@ class Endpoint(Objective):
     targets = ("scm.method.objective.Endpoint",)
     has_tangent: ClassVar[bool | None] = False
     steps: int = whole(2, 1000)
+
+
+class Matching(Part):
+    """dmd: beside an objective, samples of the network's own are matched with the data."""
+
+    targets = ("scm.method.matching.Dmd",)
+    weight: float = positive()
+    score_steps: int = whole(1, 100)
+    calls_at: list[float]
+    sigma_max: float = sigma()
+    velocity: Velocity
+    times: Times
+    optimizer: Optimizer = runs_own()  # of the score network
 
 
 class Weighting(Part):

@@ -5,7 +5,7 @@ object can judge (a sampler's times, a model's image size) are judged when it is
 """
 
 from scm.config import allow, metrics
-from scm.config.methods import Difference, Endpoint, Eulerian, Lagrangian, Objective
+from scm.config.methods import Difference, Endpoint, Eulerian, Lagrangian, Velocity
 from scm.config.parts import Bimodal, Kind, Ode, Sampler
 from scm.config.read import flatten, plain
 from scm.config.schema import Compile, Config, Facts
@@ -22,7 +22,8 @@ def check(config: Config) -> Config:
             allow.check_home(key, value)
     _check_trainer(config)
     _check_weighting(config)
-    _check_paths(config.objective)
+    _check_matching(config)
+    _check_paths(config)
     if not config.sampler:
         raise UserError("sampler: none is chosen; use for example sampler=[one_step,two_step]")
     for name, sampler in config.sampler.items():
@@ -81,18 +82,42 @@ def _check_flow_map(config: Config) -> None:
 
 def _check_velocity(config: Config) -> None:
     objective = config.objective
-    if objective.velocity.exact and not (
-        isinstance(config.data, Bimodal) and not config.model.num_classes
-    ):
-        raise UserError(
-            f"objective.velocity={objective.velocity._target_}: only data=bimodal without classes "
-            "has it in closed form; use objective/velocity=pair or objective/velocity=teacher"
-        )
+    is_exact = isinstance(config.data, Bimodal) and not config.model.num_classes
+    for key, one in _velocities(config).items():
+        if one.exact and not is_exact:
+            raise UserError(
+                f"{key}={one._target_}: only data=bimodal without classes has it in closed form; "
+                "use the option pair, or teacher, of objective/velocity"
+            )
     if isinstance(objective, Lagrangian | Endpoint) and not objective.velocity.anywhere:
         raise UserError(
             f"objective.velocity={objective.velocity._target_}: objective={objective.name} asks "
             "for the velocity off the pair's own line, where it is not known; use "
             "objective/velocity=teacher, or objective/velocity=own with a flow map"
+        )
+
+
+def _velocities(config: Config) -> dict[str, Velocity]:
+    found = {"objective.velocity": config.objective.velocity}
+    return found | ({"matching.velocity": config.matching.velocity} if config.matching else {})
+
+
+def _check_matching(config: Config) -> None:
+    if (matching := config.matching) is None:
+        return
+    objective = config.objective
+    if objective.learns is Kind.velocity:
+        raise UserError(
+            f"matching: objective={objective.name} makes no samples in one or two calls; use "
+            "matching=none, or an objective that learns them, as objective=scd does"
+        )
+    velocity, is_map = matching.velocity, objective.learns is Kind.flow_map
+    if not velocity.anywhere or (velocity.maps and not is_map) or matching.times.pairs:
+        key, value = ("times", matching.times) if matching.times.pairs else ("velocity", velocity)
+        raise UserError(
+            f"matching.{key}={value._target_}: matching compares samples with the data at a point "
+            "and one time; leave it at its default, or use "
+            "objective/velocity@matching.velocity=teacher"
         )
 
 
@@ -104,11 +129,13 @@ def _check_weighting(config: Config) -> None:
         )
 
 
-def _check_paths(objective: Objective) -> None:
+def _check_paths(config: Config) -> None:
+    objective = config.objective
     if objective.teacher_recipe is None:
-        if objective.velocity.needs_teacher and objective.teacher is None:
+        needing = [key for key, one in _velocities(config).items() if one.needs_teacher]
+        if needing and objective.teacher is None:
             raise UserError(
-                f"objective.teacher=null: objective={objective.name} distils a diffusion model; "
+                f"objective.teacher=null: {needing[0]} is that of a diffusion model; "
                 "train one with `python run.py objective=diffusion hydra.run.dir=outputs/teacher` "
                 "and add objective.teacher=outputs/teacher"
             )

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import ClassVar
 
-from scm.config.methods import Objective, Velocity, Weighting
+from scm.config.methods import Matching, Objective, Velocity, Weighting
 from scm.config.parts import Data, Kind, Model, Optimizer, Sampler
 from scm.config.ranges import (
     between,
@@ -89,6 +89,7 @@ class Config:
     optimizer: Optimizer
     trainer: Trainer
     objective: Objective
+    matching: Matching | None = None
     seed: int = whole(0, 2**63 - 1)
     optimized_metric: str | None
 

@@ -7,7 +7,7 @@ float64, whatever it computes in.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch import Tensor, nn
 
@@ -23,11 +23,17 @@ class Draw:
     t: Tensor  # (B,) radians
     label: Tensor | None  # (B,) int64, None for an unconditional network
     s: Tensor | None = None  # (B,) radians, s <= t, of a flow map; None: the data, s = 0
+    noise: Tensor | None = None  # (B, K, C, H, W) of up to K calls that make samples, in x0's place
+    first: int = 0  # place of the first row in the whole batch
+    own: "Draw | None" = None  # a second draw, whose samples a network makes itself
 
     def part(self, rows: slice) -> "Draw":
         """These rows of the batch."""
-        label, s = (None if all is None else all[rows] for all in (self.label, self.s))
-        return Draw(self.x0[rows], self.z[rows], self.t[rows], label, s)
+        tensors = {
+            name: value[rows] for name, value in vars(self).items() if isinstance(value, Tensor)
+        }
+        own = self.own and self.own.part(rows)
+        return replace(self, **tensors, own=own, first=self.first + (rows.start or 0))
 
 
 def call(

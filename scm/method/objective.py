@@ -9,7 +9,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from itertools import pairwise
-from typing import Any, Self
+from typing import Any, Protocol, Self
 
 import torch
 from torch import Tensor, nn
@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from scm.config.methods import Form, Norm
 from scm.method import schedules, trigflow
 from scm.method.derivative import Derivative, Path
-from scm.method.network import Draw, call
+from scm.method.network import Call, Draw, call
 from scm.method.samplers import Heun
 from scm.method.tangent import (
     JVPS,
@@ -51,6 +51,30 @@ class Loss:
     terms: dict[str, Tensor]  # as the pull's
 
 
+class Matching(Protocol):
+    """A loss on samples that a network makes itself, beside an objective's (`scm.method.matching`).
+
+    A second network, the score network, learns these samples.
+    """
+
+    score: nn.Module
+    score_steps: int  # for each step of the network itself
+    draw_times: Times  # of the noise that samples are seen in
+
+    @property
+    def calls(self) -> int:
+        """Of the network, that a sample takes at most."""
+        ...
+
+    def loss(self, net: nn.Module, draw: Draw, call: Call) -> tuple[Tensor, dict[str, Tensor]]:
+        """(B,) to add, and terms to log."""
+        ...
+
+    def of_samples(self, net: nn.Module) -> "Objective":
+        """What the score network is to learn: the samples of `net`."""
+        ...
+
+
 class Objective(ABC):
     """e^w ||value - target||^2 / D - w, per sample.
 
@@ -72,6 +96,7 @@ class Objective(ABC):
         self.weighting = weighting
         self.sigma_data = sigma_data
         self.call = call
+        self.matching: Matching | None = None
 
     @abstractmethod
     def pull(self, net: nn.Module, x_t: Tensor, dxdt: Tensor, draw: Draw, step: int) -> Pull:
@@ -94,8 +119,17 @@ class Objective(ABC):
         pull = self.pull(net, x_t, towards, draw, step)
         error = mean_square(pull.value - pull.target)
         w = pull.w if self.adaptive_weight else torch.zeros_like(pull.w)
-        loss = adaptive_loss(self.weighting.on_loss(draw.t) * error, w)
-        return Loss(loss=loss, error=error.detach(), w=w.detach(), terms=pull.terms)
+        loss, terms = adaptive_loss(self.weighting.on_loss(draw.t) * error, w), pull.terms
+        if self.matching is not None and draw.own is not None:
+            further, more = self.matching.loss(net, draw.own, self.call)
+            loss, terms = loss + further, terms | more
+        return Loss(loss=loss, error=error.detach(), w=w.detach(), terms=terms)
+
+    def beside(self, matching: Matching | None) -> Self:
+        """A copy whose loss is the sum of its own and `matching`'s, where the draw is for both."""
+        mine = copy.copy(self)
+        mine.matching = matching
+        return mine
 
     def compiled(self, compile: Callable[[Any], Any]) -> Self:
         """A copy whose passes through networks are functions compiled by `compile`.

@@ -1,15 +1,15 @@
 """From a run's config to all its parts, built and fitted to each other; nothing is written."""
 
+import copy
 import logging
-from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
 import torch
 from torch import nn
 
-from scm.config import metrics, rules
+from scm.config import metrics, parts, rules
 from scm.config.allow import construct
 from scm.config.read import flatten, read
 from scm.config.schema import Config, Facts
@@ -21,6 +21,7 @@ from scm.data.images import ImageDataset
 from scm.evaluation import features
 from scm.evaluation.evaluator import Evaluator
 from scm.evaluation.quality import Quality, quality_of
+from scm.method.matching import Dmd
 from scm.method.objective import Objective
 from scm.runs import model as models
 from scm.runs import store
@@ -41,6 +42,7 @@ class Assembly:
     config: Config
     task: Task
     learner: Learner
+    score: Learner | None  # of matching's score network
     watch: Watch
     evaluator: Evaluator
     sources: dict[str, dict[str, str]]  # teacher, init -> path and digest of their weights
@@ -63,8 +65,7 @@ def assemble(config: Config, folder: RunFolder, *, teacher: str | None) -> Assem
     _check_classes(config.model.num_classes, data)
     torch.manual_seed(rng.derive_seed(config.seed, "weights"))
     net = models.network(config, device, dtype)
-    load = partial(models.load_fitting, config=config, device=device, dtype=dtype)
-    objective, sources = _objective(config, net, teacher, data, load)
+    objective, sources = _objective(config, net, teacher, data, device, dtype)
     _check_sources(folder, sources)
     evaluator = Evaluator(
         config=config,
@@ -77,22 +78,29 @@ def assemble(config: Config, folder: RunFolder, *, teacher: str | None) -> Assem
         device=device,
         quality=_quality(config, data, device),
     )
-    given = {"params": lambda: list(net.parameters())}
-    optimizer = construct(torch.optim.Optimizer, "optimizer", config.optimizer, given)
-    learner, watch = Learner(net, optimizer), Watch(device)
+    learner, score = _learner(net, "optimizer", config.optimizer), None
+    if config.matching is not None and objective.matching is not None:
+        score = _learner(objective.matching.score, "matching.optimizer", config.matching.optimizer)
+    watch = Watch(device)
     if trainer.branch is not None and not _begun(folder):
-        sources["branch"] = _branch(learner, watch, config, found(trainer.branch))
+        sources["branch"] = _branch(learner, score, watch, config, found(trainer.branch))
     return Assembly(
         folder=folder,
         config=config,
         task=Task(objective, data, trainer, config.seed, config.model.num_classes > 0, world),
         learner=learner,
+        score=score,
         watch=watch,
         evaluator=evaluator,
         sources=sources,
         device=device,
         dtype=dtype,
     )
+
+
+def _learner(net: nn.Module, key: str, settings: parts.Optimizer) -> Learner:
+    given = {"params": lambda: list(net.parameters())}
+    return Learner(net, construct(torch.optim.Optimizer, key, settings, given))
 
 
 def _check_classes(num_classes: int, data: Dataset) -> None:
@@ -123,28 +131,41 @@ def _objective(
     net: nn.Module,
     teacher: str | None,
     data: Dataset,
-    load: Callable[..., Model],
+    device: torch.device,
+    dtype: torch.dtype,
 ) -> tuple[Objective, dict[str, dict[str, str]]]:
-    """The objective with its parts; `net` gets its starting weights.
+    """The objective with its parts, matching among them; `net` gets its starting weights.
 
     And where the weights of both came from, for metrics.json. A teacher is loaded because a part
     of the objective asks for one.
     """
+    load = partial(models.load_fitting, config=config, device=device, dtype=dtype)
     loaded: dict[str, Model] = {}
 
     def load_teacher() -> nn.Module:
-        loaded["teacher"] = load(str(teacher), "objective.teacher", to_distil=True)
+        if "teacher" not in loaded:
+            loaded["teacher"] = load(str(teacher), "objective.teacher", to_distil=True)
         return loaded["teacher"].net
+
+    def score() -> nn.Module:
+        """It starts as the teacher, where there is one."""
+        if teacher is not None:
+            return copy.deepcopy(load_teacher()).requires_grad_(True)
+        model = replace(config.model, second_time=False)
+        return models.network(replace(config, model=model), device, dtype)
 
     given = {
         "sigma_data": lambda: config.data.sigma_data,
         "teacher": load_teacher,
         "training_set": data.training_set,
         "exact_velocity": lambda: data.exact and data.exact.velocity,
+        "score": score,
     }
     weighting = construct(object, "weighting", config.weighting, given)
     given |= {"weighting": lambda: weighting}
     objective = construct(Objective, "objective", config.objective, given)  # type: ignore[type-abstract]
+    if config.matching is not None:
+        objective = objective.beside(construct(Dmd, "matching", config.matching, given))
     init = config.objective.init
     path = teacher if init == rules.FROM_TEACHER else init
     if path is not None:
@@ -168,8 +189,10 @@ def _begun(folder: RunFolder) -> bool:
     return any(folder.checkpoints.glob(f"*{store.SUFFIX}"))
 
 
-def _branch(learner: Learner, watch: Watch, config: Config, path: Path) -> dict[str, str]:
-    """Let both stand where another run's checkpoint does; returns what that was."""
+def _branch(
+    learner: Learner, score: Learner | None, watch: Watch, config: Config, path: Path
+) -> dict[str, str]:
+    """Let all stand where another run's checkpoint does; returns what that was."""
     source = f"trainer.branch={path}"
     if not path.is_file():
         raise UserError(f"{source}: no such file; name another run's checkpoints/step-*.pt")
@@ -178,6 +201,8 @@ def _branch(learner: Learner, watch: Watch, config: Config, path: Path) -> dict[
     rules.check_fits(theirs, config, source)
     rules.check_same_network(theirs, config, source, "branch from another run")
     learner.branch_from(saved)
+    if score is not None and "score" in saved:
+        score.branch_from(saved["score"])
     watch.load_state_dict(saved["watch"])
     return {"path": str(path), store.WEIGHTS_SHA256: store.weights_digest(saved["net"])}
 

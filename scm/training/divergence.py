@@ -24,7 +24,7 @@ class Diverged(RuntimeError):
     """Loss or gradient have not been finite for too many steps in a row."""
 
 
-def check(learner: Learner, task: Task, file: Path) -> None:
+def check(learner: Learner, task: Task, file: Path, score: Learner | None = None) -> None:
     """Raise Diverged, with a dump in `file`, after too many skipped steps in a row.
 
     To be called after every step; on a GPU it looks only where a log record waits anyway.
@@ -32,6 +32,11 @@ def check(learner: Learner, task: Task, file: Path) -> None:
     skipped, trainer = learner.skipped, task.trainer
     if skipped.total.device.type != "cpu" and learner.step % trainer.log_every:
         return
+    if score is not None and int(score.skipped.in_a_row) >= trainer.max_skipped_steps:
+        raise Diverged(
+            f"the score network's loss or gradient not finite in {int(score.skipped.in_a_row)} "
+            f"steps in a row, at step {learner.step}; lower matching.optimizer.lr={score.lr}"
+        )
     if (in_a_row := int(skipped.in_a_row)) < trainer.max_skipped_steps:
         return
     task.world.first(lambda: write_json(file, _dump(learner, task)))

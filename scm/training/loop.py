@@ -38,15 +38,34 @@ class Task:
 
     def draw(self, step: int) -> Draw:
         """Data, noise and times of a training step: a pure function of (seed, step)."""
-        n = self.trainer.batch_size
-        x0, label = self.dataset.batch(self.seed, step, n)
+        objective = self.objective
+        x0, label = self._batch(step)
         noise = rng.generator(self.seed, "noise", step, device=x0.device)
         times = rng.generator(self.seed, "times", step, device=x0.device)
-        z = torch.randn(x0.shape, generator=noise, device=x0.device) * self.objective.sigma_data
-        t = self.objective.draw_times(n, generator=times, device=x0.device)
+        z = torch.randn(x0.shape, generator=noise, device=x0.device) * objective.sigma_data
+        t = objective.draw_times(len(x0), generator=times, device=x0.device)
         ends = rng.generator(self.seed, "second times", step, device=x0.device)
-        s = self.objective.draw_times.second(t, generator=ends)
-        return Draw(x0=x0, z=z, t=t, label=label if self.labels else None, s=s)
+        s = objective.draw_times.second(t, generator=ends)
+        own = self.own_draw(step, 0) if objective.matching is not None else None
+        return Draw(x0=x0, z=z, t=t, label=label, s=s, own=own)
+
+    def own_draw(self, step: int, turn: int) -> Draw:
+        """Noise and times of samples that the network makes itself, for matching.
+
+        At each step the network has turn 0, and the score network those from 1 on.
+        """
+        matching = self.objective.matching
+        assert matching is not None
+        x0, label = self._batch(step)
+        gen = rng.generator(self.seed, "samples in training", step, turn, device=x0.device)
+        shape = (len(x0), matching.calls + 1, *x0.shape[1:])
+        noise = torch.randn(shape, generator=gen, device=x0.device) * self.objective.sigma_data
+        t = matching.draw_times(len(x0), generator=gen, device=x0.device)
+        return Draw(x0=x0, z=noise[:, -1], t=t, label=label, noise=noise[:, :-1])
+
+    def _batch(self, step: int) -> tuple[Tensor, Tensor | None]:
+        x0, label = self.dataset.batch(self.seed, step, self.trainer.batch_size)
+        return x0, label if self.labels else None
 
 
 @dataclass(frozen=True)
@@ -142,43 +161,69 @@ def compiled(
     return attempt
 
 
-def train_steps(
-    learner: Learner, task: Task, progress: Callable[[], float]
-) -> Iterator[StepRecord]:
-    """Train for ever, one optimiser step per `next()`; the learner is changed in place.
+class Steps:
+    """One learner's steps: gradients of the whole batch, clip, optimiser, average."""
 
-    `progress` says which part of the budget in [0, 1] is used; the learning rate follows it.
-    """
-    trainer, world, optimizer = task.trainer, task.world, learner.optimizer
-    parameters = [p for p in learner.net.parameters() if p.requires_grad]
-    max_norm = trainer.grad_clip if trainer.grad_clip is not None else float("inf")
-    parts = parts_of(world.rows(trainer.batch_size), trainer.micro_batch_size)
-    exponent = schedules.ema_exponent(trainer.ema_sigma_rel)
-    learner.net.train()
-    sizes = {rows.stop - rows.start: rows for rows in parts}
-    draws = (task.draw(0).part(rows) for rows in sizes.values())
-    objective = compiled(task.objective, learner.net, draws, trainer.compile)
-    batch_loss = world.parallel(
-        BatchLoss(learner.net, objective), uses_all=objective.adaptive_weight
-    )
-    while True:
+    def __init__(self, learner: Learner, objective: Objective, task: Task, first: Draw) -> None:
+        trainer, world = task.trainer, task.world
+        self.learner, self.task = learner, task
+        self.parameters = [p for p in learner.net.parameters() if p.requires_grad]
+        self.parts = parts_of(world.rows(trainer.batch_size), trainer.micro_batch_size)
+        self.exponent = schedules.ema_exponent(trainer.ema_sigma_rel)
+        learner.net.train()
+        sizes = {rows.stop - rows.start: rows for rows in self.parts}
+        draws = (first.part(rows) for rows in sizes.values())
+        objective = compiled(objective, learner.net, draws, trainer.compile)
+        self.batch_loss = world.parallel(
+            BatchLoss(learner.net, objective), uses_all=objective.adaptive_weight
+        )
+
+    def take(self, draw: Draw, progress: float) -> StepRecord:
+        """One step; the learner is changed in place."""
+        learner, task, trainer = self.learner, self.task, self.task.trainer
         step = learner.step
         rate = learner.lr * schedules.lr_factor(
             step,
-            progress(),
+            progress,
             warmup_steps=trainer.lr_warmup_steps,
             decay_fraction=trainer.lr_decay_fraction,
         )
-        for group in optimizer.param_groups:
+        for group in learner.optimizer.param_groups:
             group["lr"] = rate
-        draw = task.draw(step)
-        optimizer.zero_grad(set_to_none=True)
-        scalars = add_gradients(batch_loss, draw, parts, seed=task.seed, step=step, world=world)
-        grad_norm = nn.utils.clip_grad_norm_(parameters, max_norm)
+        learner.optimizer.zero_grad(set_to_none=True)
+        scalars = add_gradients(
+            self.batch_loss, draw, self.parts, seed=task.seed, step=step, world=task.world
+        )
+        max_norm = trainer.grad_clip if trainer.grad_clip is not None else float("inf")
+        grad_norm = nn.utils.clip_grad_norm_(self.parameters, max_norm)
         finite = torch.isfinite(grad_norm) & torch.isfinite(scalars["train/loss"])
         learner.step += 1
         learner.images_seen += trainer.batch_size
-        decay = schedules.ema_decay(learner.step, exponent)
+        decay = schedules.ema_decay(learner.step, self.exponent)
         learner.take_step(finite, decay)
         scalars["train/grad_norm"] = grad_norm
-        yield StepRecord(learner.step, scalars, finite, rate, decay)
+        return StepRecord(learner.step, scalars, finite, rate, decay)
+
+
+def train_steps(
+    learner: Learner, task: Task, progress: Callable[[], float], score: Learner | None = None
+) -> Iterator[StepRecord]:
+    """Train for ever, one optimiser step per `next()`; the learners are changed in place.
+
+    `progress` says which part of the budget in [0, 1] is used; the learning rate follows it.
+    `score` learns the samples that matching compares with the data; it moves first.
+    """
+    mine, matching = Steps(learner, task.objective, task, task.draw(0)), task.objective.matching
+    if matching is None or score is None:
+        while True:
+            yield mine.take(task.draw(learner.step), progress())
+    samples = matching.of_samples(learner.net)
+    theirs = Steps(score, samples, task, task.own_draw(0, 1))
+    while True:
+        for turn in range(1, matching.score_steps + 1):
+            draw = task.own_draw(learner.step, turn)
+            told = theirs.take(draw, progress()).scalars
+        record = mine.take(task.draw(learner.step), progress())
+        for name in ("loss", "grad_norm"):
+            record.scalars[f"score/{name}"] = told[f"train/{name}"]
+        yield record

@@ -50,6 +50,8 @@ def _resume(parts: Assembly, recorder: Recorder) -> None:
     saved = store.newest(parts.folder.checkpoints, plain(parts.config))
     if saved is not None:
         parts.learner.load_state_dict(saved)
+        if parts.score is not None:
+            parts.score.load_state_dict(saved["score"])
         recorder.load_state_dict(saved)
         log.info("going on at step %d: %s", parts.learner.step, parts.folder.path)
 
@@ -60,11 +62,11 @@ def _train(parts: Assembly, recorder: Recorder, interrupts: Interrupts) -> int:
     Clocks and signals differ between processes: each asks the others before it decides by one.
     """
     learner, task, save = parts.learner, parts.task, partial(_save, parts, recorder)
-    steps = train_steps(learner, task, progress=recorder.used)
+    steps = train_steps(learner, task, recorder.used, parts.score)
     while not (signal := task.world.largest(interrupts.signal)) and recorder.used() < 1:
         started = time.perf_counter()
         record = next(steps)
-        divergence.check(learner, task, parts.folder.path / "diverged.json")
+        divergence.check(learner, task, parts.folder.path / "diverged.json", parts.score)
         recorder.step(record, started)
         if recorder.used() < 1 and record.step % task.trainer.evaluate_every == 0:
             task.world.first(lambda: _evaluate(parts, recorder, final=False))
@@ -78,7 +80,8 @@ def _save(parts: Assembly, recorder: Recorder) -> None:
     """Write a checkpoint, the averaged weights by themselves, and metrics.json."""
     state = {
         "config": plain(parts.config),
-        **parts.learner.state_dict(),  # another learner would stand under its own name
+        **parts.learner.state_dict(),
+        **({} if parts.score is None else {"score": parts.score.state_dict()}),
         **recorder.state_dict(),
     }
     keep = parts.task.trainer.keep_checkpoints
