@@ -88,7 +88,9 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--seeds", type=int, help=f"of the noise: 0, 1, ... (default: {SEEDS})")
     p.add_argument("--out", type=Path, help="the JSON file (default: RUN/evaluation/SAMPLER.json)")
     options.add(p, "--sampler", action="append")
-    options.add(p, "--batch-size", "--device", "--precision", "--overwrite")
+    options.add(
+        p, "--guide", "--guidance", "--batch-size", "--device", "--precision", "--overwrite"
+    )
     return p
 
 
@@ -125,7 +127,8 @@ def checked(
         if path.suffix == ".npz":
             subjects.append(_of_file(path, arguments))
         else:
-            subjects += _of_model(models.load(path, device, dtype), arguments)
+            model = options.guided(models.load(path, device, dtype), arguments, dtype)
+            subjects += _of_model(model, arguments)
     _check_files([arguments.out or subject.file for subject in subjects], arguments)
     facts = {str(plain(one.source.facts.data)): one.source.facts for one in subjects}
     judges = {key: quality_of(models.stored_dataset(one), device) for key, one in facts.items()}
@@ -137,12 +140,14 @@ def _of_model(model: Model, arguments: argparse.Namespace) -> Iterator[Subject]:
     n, seeds = arguments.n or IMAGES, range(arguments.seeds or SEEDS)
     for title, (name, settings) in options.samplers_of(model, arguments.sampler).items():
         model.sampler(name, settings)  # refuses one that does not suit the network
+        if model.guide is not None:
+            title = f"{title} guided {model.guide['guidance']:g}"
         yield Subject(model.path, title, name, settings, seeds, n, model)
 
 
 def _of_file(path: Path, arguments: argparse.Namespace) -> Subject:
     """The images of an .npz file."""
-    for option in ("sampler", "seeds"):
+    for option in ("sampler", "seeds", "guide", "guidance"):
         if getattr(arguments, option) is not None:
             raise UserError(f"{path}: holds samples already; leave --{option} away")
     found = samples.load(path)
@@ -180,7 +185,8 @@ def measured(subject: Subject, quality: Quality, batch_size: int) -> dict[str, A
         "metrics": {name: spread([row[name] for row in rows]) for name in QUALITY},
         "floor": floor,
         "sampler": {subject.name: plain(subject.settings)},
-        "calls": subject.sampler.calls,
+        "calls": subject.sampler.calls * (1 if source.guide is None else 2),
+        "guide": source.guide,
         **({"sampled_model": source.model} if isinstance(source, Samples) else {}),
         store.WEIGHTS_SHA256: source.sha256,
         "config_sha256": store.digest(source.config),

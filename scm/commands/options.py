@@ -10,14 +10,24 @@ from scm.config.compose import CONF, composed
 from scm.config.schema import Device, Precision
 from scm.core import machine
 from scm.core.errors import UserError
+from scm.runs import model as models
 from scm.runs.model import Model
 
 MOST_IMAGES = 1_000_000  # they are all held in memory
+GUIDANCE = 1.5
 OPTIONS: dict[str, dict[str, Any]] = {
     "--sampler": {
         "nargs": "+",
         "metavar": ("NAME", "KEY=VALUE"),
         "help": "one of conf/sampler, and changes to its values (default: the run's own)",
+    },
+    "--guide": {
+        "metavar": "MODEL",
+        "help": "a weaker diffusion model to move away from: less trained, smaller or classless",
+    },
+    "--guidance": {
+        "type": float,
+        "help": f"how far: 1 is the model alone (default with --guide: {GUIDANCE})",
     },
     "--seed": {"type": int, "default": 0, "help": "of the noise (default: %(default)s)"},
     "--batch-size": {"type": int, "default": 256, "help": "images at once (%(default)s)"},
@@ -43,6 +53,19 @@ def chosen_machine(arguments: argparse.Namespace) -> tuple[torch.device, torch.d
     """The device and dtype that `--device` and `--precision` ask for."""
     device = chosen_device(arguments)
     return device, machine.find_dtype(arguments.precision, device)
+
+
+def guided(model: Model, arguments: argparse.Namespace, dtype: torch.dtype) -> Model:
+    """The model with what `--guide` and `--guidance` ask for. UserError where they do not fit."""
+    guidance = arguments.guidance
+    if arguments.guide is None:
+        if guidance is not None:
+            raise UserError(f"--guidance {guidance:g}: needs a weaker model, --guide MODEL")
+        return model
+    if guidance is not None and not 0 <= guidance <= 100:
+        raise UserError(f"--guidance {guidance:g}: must be a number in 0 ... 100")
+    guide = models.load(arguments.guide, model.device, dtype)
+    return model.guided_by(guide, GUIDANCE if guidance is None else guidance)
 
 
 def chosen_sampler(words: list[str]) -> tuple[str, parts.Sampler]:

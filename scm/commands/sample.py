@@ -37,7 +37,8 @@ def sample(arguments: argparse.Namespace) -> None:
     check_count("--batch-size", arguments.batch_size, 1, options.MOST_IMAGES)
     for path in (arguments.out, arguments.grid):
         check_file(path, overwrite=arguments.overwrite)
-    model = models.load(arguments.model, *options.chosen_machine(arguments))
+    device, dtype = options.chosen_machine(arguments)
+    model = options.guided(models.load(arguments.model, device, dtype), arguments, dtype)
     chosen = None if arguments.sampler is None else [arguments.sampler]
     name, settings = next(iter(options.samplers_of(model, chosen).values()))
     x = model.sample(

@@ -62,6 +62,14 @@ class TeacherVelocity(Velocity):
     anywhere: ClassVar[bool] = True
 
 
+class GuidedTeacherVelocity(TeacherVelocity):
+    """guided: of a diffusion model, moved away from a weaker one's."""
+
+    targets = ("scm.method.velocity.GuidedTeacher",)
+    guide: str
+    guidance: float = between(0, 100)
+
+
 class ExactVelocity(Velocity):
     """exact: the closed form of the toy."""
 

@@ -4,8 +4,17 @@ Types and ranges of single values have been checked by then (`scm.config.read`).
 object can judge (a sampler's times, a model's image size) are judged when it is built.
 """
 
+from dataclasses import replace
+
 from scm.config import allow, metrics
-from scm.config.methods import Difference, Endpoint, Eulerian, Lagrangian, Velocity
+from scm.config.methods import (
+    Difference,
+    Endpoint,
+    Eulerian,
+    GuidedTeacherVelocity,
+    Lagrangian,
+    Velocity,
+)
 from scm.config.parts import Bimodal, Kind, Ode, Sampler
 from scm.config.read import flatten, plain
 from scm.config.schema import Compile, Config, Facts
@@ -139,16 +148,18 @@ def _check_paths(config: Config) -> None:
                 "train one with `python run.py objective=diffusion hydra.run.dir=outputs/teacher` "
                 "and add objective.teacher=outputs/teacher"
             )
-        _check_exists("teacher", objective.teacher)
+        _check_exists("objective.teacher", objective.teacher)
     if objective.init != FROM_TEACHER:
-        _check_exists("init", objective.init)
+        _check_exists("objective.init", objective.init)
+    for key, one in _velocities(config).items():
+        if isinstance(one, GuidedTeacherVelocity):
+            _check_exists(f"{key}.guide", one.guide)
 
 
 def _check_exists(key: str, path: str | None) -> None:
     if path is not None and not found(path).exists():
         raise UserError(
-            f"objective.{key}={path}: no such file or folder; name a run's folder or a file of "
-            "weights"
+            f"{key}={path}: no such file or folder; name a run's folder or a file of weights"
         )
 
 
@@ -191,6 +202,14 @@ def check_velocity(theirs: Config | Facts, source: str) -> None:
             f"{source}: learns {theirs.objective.learns.name}, so it is not a velocity to distil; "
             "train one with objective=diffusion"
         )
+
+
+def check_guide(theirs: Config | Facts, mine: Config | Facts, source: str) -> None:
+    """Raise UserError where a network cannot guide this one: as a teacher, but also classless."""
+    check_velocity(theirs, source)
+    if not theirs.model.num_classes:
+        mine = replace(mine, model=replace(mine.model, num_classes=0))
+    check_fits(theirs, mine, source)
 
 
 def check_same_network(

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from scm.method import trigflow
+from scm.method.guidance import Guided
 from scm.method.network import Call, Draw
 
 
@@ -149,6 +150,26 @@ class Teacher(Field):
         """dx/ds = sigma_data F_teacher(x / sigma_data, s)."""
         F, _ = call(self.teacher, x / self.sigma_data, s, draw.label)
         return self.sigma_data * F
+
+
+class GuidedTeacher(Teacher):
+    """A teacher's velocity moved away from that of a weaker model, so that its samples are better.
+
+    Both see the same (x, t); `scm.method.guidance.Guided` has the formula.
+    """
+
+    def __init__(
+        self,
+        *,
+        teacher: nn.Module,
+        guide: str,  # where the weaker model is
+        guidance: float,
+        load_guide: Callable[[str], tuple[nn.Module, bool]],  # and whether it is told labels
+        sigma_data: float,
+    ) -> None:
+        weaker, hears = load_guide(guide)
+        guided = Guided(teacher, weaker, guidance=guidance, guide_hears_label=hears)
+        super().__init__(teacher=guided, sigma_data=sigma_data)
 
 
 class Exact(Field):

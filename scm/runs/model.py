@@ -22,6 +22,7 @@ from scm.config.schema import Config, Facts
 from scm.core.errors import UserError
 from scm.core.files import found
 from scm.data.dataset import Dataset
+from scm.method.guidance import Guided
 from scm.method.samplers import Noise, Sampler, noise_blocks
 from scm.runs import store
 from scm.runs.folder import RunFolder, Status
@@ -38,6 +39,7 @@ class Model:
     device: torch.device
     path: Path = Path()  # where it was loaded from
     config: dict[str, Any] = field(default_factory=dict)  # of its run, plain and whole
+    guide: dict[str, Any] | None = None  # path, digest and strength of what guides it, for records
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
@@ -52,8 +54,18 @@ class Model:
 
     @cached_property
     def sha256(self) -> str:
-        """What the weights are known by."""
-        return store.weights_digest(dict(self.net.state_dict()))
+        """What the weights are known by, without a guide's."""
+        net = self.net.net if isinstance(self.net, Guided) else self.net
+        return store.weights_digest(dict(net.state_dict()))
+
+    def guided_by(self, guide: "Model", guidance: float) -> "Model":
+        """This diffusion model, moved away from a weaker one. UserError where they do not fit."""
+        rules.check_velocity(self.facts, f"--guide {guide.path}: {self.path}")
+        rules.check_guide(guide.facts, self.facts, f"--guide {guide.path}")
+        hears = guide.facts.model.num_classes > 0
+        net = Guided(self.net, guide.net, guidance=guidance, guide_hears_label=hears)
+        facts = {"path": str(guide.path), store.WEIGHTS_SHA256: guide.sha256, "guidance": guidance}
+        return replace(self, net=net, guide=facts)
 
     def sampler(self, name: str, settings: parts.Sampler) -> Sampler:
         """The sampler of these settings. Raises UserError where it does not suit the network."""

@@ -39,6 +39,7 @@ class Samples:
     seed: int
     name: str  # the sampler's
     sampler: parts.Sampler
+    guide: dict[str, Any] | None  # of the weaker model that guided it
 
 
 def write(
@@ -57,6 +58,7 @@ def write(
         WEIGHTS_SHA256: model.sha256,
         "sampler": plain(sampler),
         "seed": seed,
+        "guide": model.guide,
         "config": model.config,
     }
     arrays: dict[str, Any] = {
@@ -97,5 +99,6 @@ def load(path: Path) -> Samples:
             seed=int(settings["seed"]),
             name=name,
             sampler=read(chosen, parts.Sampler, f"sampler.{name}"),
+            guide=dict(settings["guide"]) if settings.get("guide") else None,
         )
     return found

@@ -147,6 +147,11 @@ def _objective(
             loaded["teacher"] = load(str(teacher), "objective.teacher", to_distil=True)
         return loaded["teacher"].net
 
+    def load_guide(path: str) -> tuple[nn.Module, bool]:
+        guide = loaded[f"guide {path}"] = models.load(path, device, dtype)
+        rules.check_guide(guide.facts, config, f"guide={path}")
+        return guide.net, guide.facts.model.num_classes > 0
+
     def score() -> nn.Module:
         """It starts as the teacher, where there is one."""
         if teacher is not None:
@@ -160,6 +165,7 @@ def _objective(
         "training_set": data.training_set,
         "exact_velocity": lambda: data.exact and data.exact.velocity,
         "score": score,
+        "load_guide": lambda: load_guide,
     }
     weighting = construct(object, "weighting", config.weighting, given)
     given |= {"weighting": lambda: weighting}

@@ -46,6 +46,31 @@ def failure(arguments, capsys):
 
 
 @pytest.mark.slow
+def test_a_guided_model_is_measured_and_says_by_what(teacher, models, capsys, tmp_path):
+    """As itself at guidance 1, as something else above; a file of its samples says the same."""
+    one = ("-n", "30", "--precision", "fp32", "--sampler", "heun", "steps=2")
+    weaker = ("--guide", models / "teacher")
+    drawn = [*one, "--seed", "0", "--guidance", "3", "--out", tmp_path / "x.npz"]
+    sample.main([str(word) for word in [teacher, *weaker, *drawn]])
+    for guidance in ("1", "3"):
+        more = [teacher, *one, "--seeds", "1", *weaker, "--guidance", guidance]
+        evaluate.main([str(word) for word in more])
+    evaluate.main([str(word) for word in [teacher, *one, "--seeds", "1"]])
+    evaluate.main([str(tmp_path / "x.npz")])
+    folder = teacher / "evaluation"
+    alone = read(folder / "heun-steps-2-n30.json")
+    same, far = (read(folder / f"heun-steps-2-guided-{w}-n30.json") for w in (1, 3))
+    of_file = read(tmp_path / "x-n30.json")
+    assert alone["guide"] is None and alone["calls"] == 3
+    assert far["calls"] == of_file["calls"] == 6
+    assert far["guide"] == of_file["guide"]
+    assert far["guide"]["guidance"] == 3 and far["guide"]["path"] == str(models / "teacher")
+    assert far["guide"]["weights_sha256"] == far["weights_sha256"] == alone["weights_sha256"]
+    distances = [r["metrics"]["frechet_distance"]["mean"] for r in (alone, same, far, of_file)]
+    assert distances[0] == pytest.approx(distances[1]) and distances[2] == distances[3]
+
+
+@pytest.mark.slow
 def test_a_run_is_measured_with_all_its_samplers(student, judge, capsys):
     evaluate.main([str(student), *SMALL])
     files = sorted(path.name for path in (student / "evaluation").iterdir())

@@ -40,6 +40,9 @@ NEEDED = {  # what an option needs beside itself to be a possible run
     ("objective/times", "mostly_diagonal"): ["objective=psd"],
     ("objective/velocity", "own"): ["objective=lsd"],
     ("objective/velocity", "exact"): ["data=bimodal", "model=mlp"],
+    ("objective/velocity", "guided"): [
+        "objective.velocity.guide=pretrained/mnist_teacher.safetensors"
+    ],
     ("sampler", "flow_four_step"): ["objective=lsd"],
 }
 
@@ -222,6 +225,19 @@ def test_a_config_survives_being_written_and_read():
 def test_impossible_values_are_named(overrides, said):
     with pytest.raises(UserError, match=said):
         rules.check(composed(*overrides))
+
+
+def test_a_guide_has_the_same_classes_or_none():
+    classless, classes = (
+        composed("objective=diffusion", f"model.num_classes={n}", "sampler=heun") for n in (0, 10)
+    )
+    for mine in (classless, classes):
+        rules.check_guide(classless, mine, "guide=it")
+    rules.check_guide(classes, classes, "guide=it")
+    with pytest.raises(UserError, match=r"guide=it: .*model.num_classes=10, this run has 0"):
+        rules.check_guide(classes, classless, "guide=it")
+    with pytest.raises(UserError, match="guide=it: learns consistency, so it is not a velocity"):
+        rules.check_guide(composed("objective=sct"), classless, "guide=it")
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ from runs import TINY, built, composed_once, trained_of
 
 from scm.config.compose import composed
 from scm.core import rng
+from scm.core.errors import UserError
 from scm.evaluation.evaluator import Evaluation, Evaluator
 from scm.method import schedules
 from scm.runs import store
@@ -180,3 +181,18 @@ def test_the_optimiser_gets_what_the_config_says(tmp_path):
 def test_a_key_of_the_objective_cannot_disagree_with_the_optimisers():
     with pytest.raises(Exception, match=r"lr stands at optimizer\.lr"):
         composed_once(("objective.lr=1e-4",))
+
+
+def test_a_guided_teacher_is_the_teacher_moved_away_from_its_guide(models, tmp_path):
+    teacher = models / "teacher"
+    more = (*TINY["unet_small"], "objective=scd", "objective/velocity=guided")
+    more += (f"objective.teacher={teacher}", f"objective.velocity.guide={teacher}")
+    parts = built(tmp_path / "run", *more, "objective.velocity.guidance=2.5", teacher=teacher)
+    guided = parts.task.objective.velocity.teacher
+    assert guided.guidance == 2.5 and guided.net is not guided.guide
+    assert not any(p.requires_grad for p in guided.parameters()) and not guided.guide.training
+    assert parts.sources[f"guide {teacher}"] == parts.sources["teacher"]
+    with pytest.raises(UserError, match=r"guide=.*learns consistency, so it is not a velocity"):
+        built(tmp_path / "no", *more, f"objective.velocity.guide={models / 'sct'}", teacher=teacher)
+    with pytest.raises(UserError, match=r"objective.velocity.guide=nowhere: no such file"):
+        built(tmp_path / "no", *more, "objective.velocity.guide=nowhere", teacher=teacher)

@@ -33,6 +33,7 @@ COMMANDS = (
 REPOSITORY = Path(__file__).resolve().parents[2]
 TOY = ("data=bimodal", *TINY["mlp"])
 ONE = ("trainer.budget.steps=1", "trainer.evaluate_every=100")
+GUIDE = ("--guide", "{place}/toy")
 SECONDS = 5  # of a core, within which each answers as a process of its own
 IDX = ("data.train_size=10", "data.train_images.sha256=null")  # ten images, whatever they are
 
@@ -198,6 +199,10 @@ CASES = (
     sample("{place}/toy", *OUT, "--sampler", "two_step", "times=[x]", says="times=[x]"),
     sample("{place}/toy", *OUT, "--sampler", "two_step", "foo=1", says="foo"),
     sample("{place}/toy", *OUT, "--device", "mps", says="mps"),
+    sample("{place}/toy", *OUT, "--guidance", "2", says="--guidance 2: needs a weaker model"),
+    sample("{place}/toy", *OUT, *GUIDE, "--guidance", "-1", says="--guidance -1: must be"),
+    sample("{place}/toy", *OUT, *GUIDE, says="so it is not a velocity to distil"),
+    sample("{place}/toy", *OUT, "--guide", "{place}/no", says="no: no such file or folder"),
     sample(says="model"),
     sample("{place}/toy", *OUT, "-n", "10000000000", says="-n 10000000000: must be"),
     sample("{place}/unnamed.safetensors", *OUT, says="sampler=x: must be a group"),
