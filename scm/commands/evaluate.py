@@ -176,13 +176,14 @@ def _check_files(files: list[Path], arguments: argparse.Namespace) -> None:
 def measured(subject: Subject, quality: Quality, batch_size: int) -> dict[str, Any]:
     """The result: every metric per seed, the floor, and all that they depend on."""
     source, floor, started = subject.source, quality.floor(subject.n), time.perf_counter()
+    second = quality.second
     rows = [quality.measure(subject.images(seed, batch_size)) for seed in subject.seeds]
     return {
         "model": str(subject.path),
         "title": subject.title,
         "n": subject.n,
         "seeds": list(subject.seeds),
-        "metrics": {name: spread([row[name] for row in rows]) for name in QUALITY},
+        "metrics": {name: spread([row[name] for row in rows]) for name in rows[0]},
         "floor": floor,
         "sampler": {subject.name: plain(subject.settings)},
         "calls": subject.sampler.calls * (1 if source.guide is None else 2),
@@ -193,6 +194,7 @@ def measured(subject: Subject, quality: Quality, batch_size: int) -> dict[str, A
         "objective": source.facts.objective.name,
         "data": {"name": source.facts.data.name, "sha256": quality.data_sha256},
         "features": {"sha256": quality.network.sha256, **quality.network.facts},
+        "second_features": second and {"sha256": second.sha256, **second.facts},
         "seconds": round(time.perf_counter() - started, 2),
         "git_commit": provenance.git_commit(),
         "versions": provenance.versions(),

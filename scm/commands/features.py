@@ -4,6 +4,7 @@ import argparse
 import logging
 import time
 from pathlib import Path
+from typing import Any
 
 from scm.commands import options
 from scm.config.compose import composed
@@ -19,7 +20,10 @@ from scm.runs import model, store
 
 log = logging.getLogger(__name__)
 
-NETWORK = {"widths": [24, 48, 64, 96], "features": 64}  # 0.4 M weights: a 1.6 MB file
+NETWORKS: dict[str, dict[str, Any]] = {
+    "strided": {"widths": [24, 48, 64, 96], "features": 64},  # 0.4 M weights: a 1.6 MB file
+    "pooled": {"widths": [16, 32, 64, 96]},  # 0.2 M weights
+}
 MOST_EPOCHS = 10_000
 
 
@@ -37,8 +41,13 @@ def main(argv: list[str] | None = None) -> None:
         metavar=("NAME", "KEY=VALUE"),
         help="one of conf/data, and changes to its values, such as download=true (mnist)",
     )
+    p.add_argument(
+        "--second",
+        action="store_true",
+        help="the second network, of another architecture, for a metric that nothing is tuned by",
+    )
     p.add_argument("--epochs", type=int, default=EPOCHS, help="(%(default)s)")
-    p.add_argument("--out", type=Path, help="(pretrained/features_DATA.safetensors)")
+    p.add_argument("--out", type=Path, help="(pretrained/features_DATA.safetensors, ..._second)")
     options.add(p, "--device", default="cpu")
     options.add(p, "--seed", "--overwrite")
     command(p, make, argv)
@@ -47,7 +56,8 @@ def main(argv: list[str] | None = None) -> None:
 def make(arguments: argparse.Namespace) -> None:
     """Train what `arguments` ask for and write it with what is known of it."""
     name, *changes = arguments.data
-    out = arguments.out or feature_weights(name)
+    architecture = "pooled" if arguments.second else "strided"
+    out = arguments.out or feature_weights(name, second=arguments.second)
     check_file(out, overwrite=arguments.overwrite)
     check_count("--epochs", arguments.epochs, 1, MOST_EPOCHS)
     device = options.chosen_device(arguments)
@@ -58,22 +68,25 @@ def make(arguments: argparse.Namespace) -> None:
     settings = {
         "image_shape": list(dataset.image_shape),
         "num_classes": dataset.num_classes,
-        **NETWORK,
+        **NETWORKS[architecture],
     }
+    train_command = features.train_command(" ".join(arguments.data), second=arguments.second)
     started = time.perf_counter()
-    net = train(settings, dataset.to(device), seed=arguments.seed, epochs=arguments.epochs)
+    kind = features.ARCHITECTURES[architecture]
+    net = train(kind, settings, dataset.to(device), seed=arguments.seed, epochs=arguments.epochs)
     weights = dict(net.state_dict())
     sha256 = store.weights_digest(weights)
     seen = FeatureNetwork(net, sha256, {})(dataset.test)
     accuracy = float((seen.probabilities.argmax(1) == dataset.test_labels).double().mean())
     facts = {
+        "architecture": architecture,
         "network": settings,
         "data": dataset.name,
         "seed": arguments.seed,
         "epochs": arguments.epochs,
         "accuracy": accuracy,
-        "layer": features.LAYER,
-        "command": f"{features.train_command(' '.join(arguments.data))} --seed {arguments.seed}",
+        "layer": net.layer,
+        "command": f"{train_command} --seed {arguments.seed}",
         "seconds": round(time.perf_counter() - started),
         "device": machine.device_name(device),
         "versions": provenance.versions(),

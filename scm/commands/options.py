@@ -23,7 +23,8 @@ OPTIONS: dict[str, dict[str, Any]] = {
     },
     "--guide": {
         "metavar": "MODEL",
-        "help": "a weaker diffusion model to move away from: less trained, smaller or classless",
+        "help": "a weaker diffusion model to move away from: less trained, smaller or classless "
+        "(of a conditional model by default its data's teacher, data.teacher)",
     },
     "--guidance": {
         "type": float,
@@ -57,15 +58,17 @@ def chosen_machine(arguments: argparse.Namespace) -> tuple[torch.device, torch.d
 
 def guided(model: Model, arguments: argparse.Namespace, dtype: torch.dtype) -> Model:
     """The model with what `--guide` and `--guidance` ask for. UserError where they do not fit."""
-    guidance = arguments.guidance
-    if arguments.guide is None:
+    guidance, guide = arguments.guidance, arguments.guide
+    if guide is None and guidance is not None and model.facts.model.num_classes:
+        guide = model.facts.data.teacher  # of the same data, without classes
+    if guide is None:
         if guidance is not None:
             raise UserError(f"--guidance {guidance:g}: needs a weaker model, --guide MODEL")
         return model
     if guidance is not None and not 0 <= guidance <= 100:
         raise UserError(f"--guidance {guidance:g}: must be a number in 0 ... 100")
-    guide = models.load(arguments.guide, model.device, dtype)
-    return model.guided_by(guide, GUIDANCE if guidance is None else guidance)
+    weaker = models.load(guide, model.device, dtype)
+    return model.guided_by(weaker, GUIDANCE if guidance is None else guidance)
 
 
 def chosen_sampler(words: list[str]) -> tuple[str, parts.Sampler]:

@@ -1,9 +1,9 @@
 """Compare runs: `python -m scm report SWEEP_OR_RUNS... [--out FOLDER]`.
 
 Writes summary.csv (a row per run, all metrics), summary.md (a row per setting, means and 95 %
-intervals over seeds), summary.svg (quality and tangent norm over training) and report.html, one
-page that needs nothing else. Reads the runs' own files only, so it may be called while they are
-running.
+intervals over seeds), summary.svg (quality and tangent norm over training), samples.png (where runs
+have drawn some) and report.html, one page that needs nothing else. Reads the runs' own files only,
+so it may be called while they are running.
 """
 
 import argparse
@@ -21,7 +21,7 @@ log = logging.getLogger(__name__)
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Write the four files; a user's mistake is one line and exit code 2."""
+    """Write the files; a user's mistake is one line and exit code 2."""
     p = Parser(prog="python -m scm report", description=__doc__)
     p.add_argument("folders", nargs="+", type=Path, help="of a sweep, or of runs")
     p.add_argument("--out", type=Path, help="folder to write into (default: the one given)")
@@ -36,7 +36,7 @@ def _report(arguments: argparse.Namespace) -> None:
 
 
 def write(folders: list[Path], out: Path) -> Comparison:
-    """Write summary.csv, summary.md, summary.svg and report.html into `out`."""
+    """Write summary.csv, summary.md, summary.svg, samples.png and report.html into `out`."""
     result = compared(read.found(folders))
     from scm.report import charts, page  # here, since they import matplotlib, which takes its time
 
@@ -49,6 +49,8 @@ def write(folders: list[Path], out: Path) -> Comparison:
         "report.html": page.filled("page.html.j2", **shown),
     }.items():
         write_atomic(out / name, text.encode(errors="replace"))
+    if picture := charts.samples(curves.shown(result), result.columns):
+        write_atomic(out / "samples.png", picture)
     log.info("compared: %s", out / "report.html")
     return result
 

@@ -9,6 +9,7 @@ import logging
 from pathlib import Path
 from typing import Any
 
+from scm.config.metrics import SECOND
 from scm.core.cli import Parser, command
 from scm.core.errors import UserError
 from scm.core.files import reading
@@ -17,13 +18,23 @@ from scm.runs.store import EMA_FILE, WEIGHTS_SHA256, stored_digest
 
 log = logging.getLogger(__name__)
 
-SAME = ("data", "features")  # parts whose digests make two results comparable
+SAME = ("data", "features", "second_features")  # parts whose digests make two results comparable
 FILES = (".safetensors", ".pt", ".npz")  # a run's folder may have a dot in its name
 SHOWN = (
     *("precision", "recall", "density", "coverage"),
     *("class_variation", "confidence", "memorisation"),
 )
-COLUMNS = ("model", "sampler", "calls", "FD", "FD / floor", *SHOWN, "n", "seeds")
+COLUMNS = (
+    "model",
+    "sampler",
+    "calls",
+    "FD",
+    "FD / floor",
+    "second FD / floor",
+    *SHOWN,
+    "n",
+    "seeds",
+)
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -86,7 +97,8 @@ def stale(file: Path) -> Path | None:
 def table(results: list[dict[str, Any]]) -> str:
     """Markdown, a row per result. Raises UserError where data or feature networks differ."""
     for part in SAME:
-        seen = {result[part]["sha256"]: result["model"] for result in results}
+        # of before there was a second network a result has none
+        seen = {r[part]["sha256"]: r["model"] for r in results if part != SAME[2] or r.get(part)}
         if len(seen) > 1:
             models = ", ".join(seen.values())
             raise UserError(f"results with different {part}.sha256, no comparison: {models}")
@@ -105,6 +117,7 @@ def row(result: dict[str, Any]) -> list[str]:
         str(result["calls"]),
         f"{distance['mean']:.2f}{std}",
         f"{distance['mean'] / floor:.1f}",
+        f"{metrics[SECOND]['mean'] / result['floor'][SECOND]:.1f}" if SECOND in metrics else "-",
         *(f"{metrics[name]['mean']:.3f}" for name in SHOWN),
         f"{result['n']:,}",
         str(len(result["seeds"])),

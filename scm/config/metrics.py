@@ -15,9 +15,11 @@ if TYPE_CHECKING:
     from scm.config.schema import Config
 
 PRETRAINED = REPOSITORY / "pretrained"
+SECOND = "second_frechet_distance"  # measured where there is a second feature network
 QUALITY = {  # what `scm.evaluation.quality` measures; + where higher is better, - where lower is
     "frechet_distance": "- Frechet distance to the test images",
     "frechet_distance_train": "- Frechet distance to the training images",
+    SECOND: "- Frechet distance to the test images in a second network's features",
     "kid": "- kernel distance (KID) to the test images",
     "precision": "+ share of samples on the test images' manifold",
     "recall": "+ share of test images on the samples' manifold",
@@ -31,9 +33,9 @@ LOSS = "eval/loss"
 HEADLINE = "frechet_distance"
 
 
-def feature_weights(data_name: str) -> Path:
-    """Where the feature network of a data set stands."""
-    return PRETRAINED / f"features_{data_name}.safetensors"
+def feature_weights(data_name: str, *, second: bool = False) -> Path:
+    """Where the feature network of a data set stands, or the second one, which may be missing."""
+    return PRETRAINED / f"features_{data_name}{'_second' * second}.safetensors"
 
 
 def quality_groups(config: "Config") -> list[str]:
@@ -55,6 +57,7 @@ def optimised(config: "Config") -> list[str]:
         for group in quality_groups(config)
         for sampler in config.sampler
         for name in QUALITY
+        if name != SECOND or feature_weights(config.data.name, second=True).exists()
     ]
     return [LOSS, "eval/error", *_toy(config), *filter(direction, quality)]
 

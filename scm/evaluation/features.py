@@ -1,10 +1,12 @@
-"""The feature network, in whose features the quality metrics compare images.
+"""The feature networks, in whose features the quality metrics compare images.
 
-A small classifier; its last layer but one gives the features. A number computed from them means
-something only beside the network's hash, so both travel together.
+Small classifiers; what their last layer looks at are the features. A number computed from them
+means something only beside the network's hash, so both travel together. The second network is of
+another architecture and gives one metric alone, by which no method is tuned.
 """
 
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,7 +18,6 @@ from scm.core.files import reading
 from scm.data.dataset import to_float
 from scm.runs import store
 
-LAYER = "ReLU after the first linear layer"
 BATCH = 500  # images at once
 
 
@@ -28,6 +29,19 @@ class Seen(NamedTuple):
 
 
 class FeatureNet(nn.Module):
+    """A classifier: images to features to classes."""
+
+    layer: str  # what the features are, in words
+    layers: nn.Module
+    classes: nn.Linear
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Features (B, D) and logits (B, K) of images (B, C, H, W) in [-0.5, 0.5]."""
+        features = self.layers(x)
+        return features, self.classes(features)
+
+
+class Strided(FeatureNet):
     """Four convolutions, two of stride 2, a linear layer that gives the features, a linear layer.
 
     Args:
@@ -35,6 +49,8 @@ class FeatureNet(nn.Module):
         widths: channels of the four convolutions.
         features: D.
     """
+
+    layer = "ReLU after the first linear layer"
 
     def __init__(
         self,
@@ -59,10 +75,54 @@ class FeatureNet(nn.Module):
         )
         self.classes = nn.Linear(features, num_classes)
 
-    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Features (B, D) and logits (B, K) of images (B, C, H, W) in [-0.5, 0.5]."""
-        features = self.layers(x)
-        return features, self.classes(features)
+
+class Pooled(FeatureNet):
+    """Residual blocks; the mean of each channel over the image is a feature (He et al. 2016).
+
+    Args:
+        image_shape: (C, H, W).
+        widths: channels of the first convolution and of each block; every block but the last
+            halves the image.
+    """
+
+    layer = "mean over the image after the last block"
+
+    def __init__(
+        self,
+        *,
+        image_shape: tuple[int, int, int] | list[int],
+        num_classes: int,
+        widths: list[int],
+    ) -> None:
+        super().__init__()
+        strides = [2] * (len(widths) - 2) + [1]
+        blocks = [
+            _Residual(a, b, stride)
+            for (a, b), stride in zip(pairwise(widths), strides, strict=True)
+        ]
+        self.layers = nn.Sequential(
+            *_convolution(image_shape[0], widths[0], size=3, stride=1),
+            *blocks,
+            nn.AdaptiveAvgPool2d(1),
+            nn.Flatten(),
+        )
+        self.classes = nn.Linear(widths[-1], num_classes)
+
+
+class _Residual(nn.Module):
+    def __init__(self, in_: int, out: int, stride: int) -> None:
+        super().__init__()
+        first, second = (
+            _convolution(a, out, size=3, stride=step) for a, step in ((in_, stride), (out, 1))
+        )
+        self.branch = nn.Sequential(*first, *second[:-1])  # the last ReLU is after the sum
+        self.skip = nn.Conv2d(in_, out, 1, stride=stride, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.relu(self.branch(x) + self.skip(x))
+
+
+ARCHITECTURES: dict[str, type[FeatureNet]] = {"strided": Strided, "pooled": Pooled}
 
 
 def _convolution(in_: int, out: int, *, size: int, stride: int) -> list[nn.Module]:
@@ -90,9 +150,9 @@ class FeatureNetwork:
         return Seen(torch.cat(features), torch.cat(probabilities))
 
 
-def train_command(data_name: str) -> str:
+def train_command(data_name: str, *, second: bool = False) -> str:
     """The command that makes that file."""
-    return f"python -m scm features --data {data_name}"
+    return f"python -m scm features --data {data_name}{' --second' * second}"
 
 
 def load(path: Path, device: torch.device | str) -> FeatureNetwork:
@@ -108,7 +168,8 @@ def load(path: Path, device: torch.device | str) -> FeatureNetwork:
         )
     weights, facts = store.read_weights(path)
     with reading(path, "a feature network of this project"):
-        net = FeatureNet(**facts["network"])
+        # the files of before have no architecture, there was but one
+        net = ARCHITECTURES[facts.get("architecture", "strided")](**facts["network"])
         net.load_state_dict(weights)
     net.eval().requires_grad_(False)
     return FeatureNetwork(net.to(device), store.weights_digest(weights), facts)

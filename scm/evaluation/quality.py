@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from scm.config.metrics import feature_weights
+from scm.config.metrics import SECOND, feature_weights
 from scm.config.ranges import SMALLEST
 from scm.core import rng
 from scm.core.errors import UserError
@@ -57,6 +57,7 @@ class Quality:
     train: Tensor  # uint8 (N, C, H, W), on the CPU
     test: Tensor
     network: FeatureNetwork
+    second: FeatureNetwork | None = None  # of another architecture, for one more metric
     cache: Path = CACHE
 
     @cached_property
@@ -111,12 +112,21 @@ class Quality:
         return {
             "frechet_distance": metrics.frechet_distance(moments, test),
             "frechet_distance_train": metrics.frechet_distance(moments, train),
+            **self._by_second(images),
             "kid": metrics.kernel_distance(x, real.test, real_kernel=float(real.test_kernel)),
             **vars(shares),
             "class_variation": metrics.total_variation(classes, real.train_classes),
             "confidence": metrics.mean_confidence(probabilities),
             "memorisation": self._nearest(images, rank) / float(real.nearest),
         }
+
+    def _by_second(self, images: Tensor) -> dict[str, float]:
+        """The Frechet distance in the second network's features, where there is one."""
+        if (second := self.second) is None:
+            return {}
+        kept = self._cached("second", lambda: vars(metrics.moments(second(self.test).features)))
+        mine = metrics.moments(second(images).features)
+        return {SECOND: metrics.frechet_distance(mine, metrics.Moments(**kept))}
 
     def _nearest(self, images: Tensor, rank: int) -> float:
         """Median distance over pixels in [0, 1] to the nearest training image.
@@ -150,6 +160,7 @@ class Quality:
             "version": VERSION,
             "data": self.data_sha256,
             "features": self.network.sha256,
+            "second": self.second and self.second.sha256,
             "constants": [K, WIDE_K, MEMORISATION_IMAGES],
         }
         key = hashlib.sha256(json.dumps(depends_on).encode()).hexdigest()
@@ -179,4 +190,10 @@ def quality_of(dataset: Dataset, device: torch.device | str) -> Quality:
     if not isinstance(dataset, ImageDataset):
         raise UserError(f"data={dataset.name}: its samples are no images, so no quality metrics")
     network = features.load(feature_weights(dataset.name), device)
-    return Quality(train=dataset.train.cpu(), test=dataset.test.cpu(), network=network)
+    second = feature_weights(dataset.name, second=True)
+    return Quality(
+        train=dataset.train.cpu(),
+        test=dataset.test.cpu(),
+        network=network,
+        second=features.load(second, device) if second.exists() else None,
+    )

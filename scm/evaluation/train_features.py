@@ -24,11 +24,18 @@ WEIGHT_DECAY = 0.02
 TURN, ZOOM, SHIFT = 0.17, 0.1, 0.15  # augmentation: radians, relative, in half image widths
 
 
-def train(settings: dict[str, Any], dataset: ImageDataset, *, seed: int, epochs: int) -> FeatureNet:
+def train(
+    kind: type[FeatureNet],
+    settings: dict[str, Any],
+    dataset: ImageDataset,
+    *,
+    seed: int,
+    epochs: int,
+) -> FeatureNet:
     """The classifier after `epochs` of AdamW with a warm-up and half a cosine, in eval mode."""
     torch.manual_seed(rng.derive_seed(seed, "feature-weights"))
     device = dataset.train.device
-    net = FeatureNet(**settings).to(device).to(memory_format=torch.channels_last)
+    net = kind(**settings).to(device).to(memory_format=torch.channels_last)
     optimizer = torch.optim.AdamW(net.parameters(), weight_decay=WEIGHT_DECAY)
     per_epoch = len(dataset.train) // BATCH
     steps = epochs * per_epoch

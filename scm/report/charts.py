@@ -1,4 +1,4 @@
-"""Draws lines with their ranges as SVG that reads on light and on dark pages."""
+"""Draws lines with their ranges as SVG that reads on light and on dark pages; sheets of samples."""
 
 import io
 import warnings
@@ -8,16 +8,22 @@ from statistics import fmean
 
 import matplotlib.style
 from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import EngFormatter, LogLocator, NullFormatter
+from PIL import Image
 
 from scm.report.curves import Chart
+from scm.report.read import Setting
 
 COLOURS = (
     *("#3b82d6", "#e07b1a", "#36a35a", "#9b6cf0", "#e0568b", "#1aa5a8", "#a88a12", "#808890"),
 )
 WIDTH, HEIGHT, ROW = 4.6, 3.0, 0.2  # inches: of a chart, and of a row of the legend
+TWO_ROWS, SAMPLERS = 1.1, 4  # inches of a row of samples; most samplers beside each other
+SHEET_WIDTH, COLOURS_KEPT = 3.4, 16  # inches of a sampler's column; colours of the sheet
+LARGEST = 4000  # pixels of a side of a picture of samples
 LONGEST = 100  # characters of a name
 LOG_FROM, MANY_DECADES = 8, 1000  # largest over smallest value: a logarithmic axis, fewer ticks
 NO_METADATA = dict.fromkeys(("Date", "Creator", "Format", "Type"))
@@ -85,6 +91,45 @@ def _logarithmic(axes: Axes, name: str, values: Sequence[float]) -> None:
 def short(value: float) -> str:
     """A number in few characters: 12, 0.031, 64k."""
     return EngFormatter(sep="").format_eng(value) if 1e3 <= abs(value) < 1e12 else f"{value:.3g}"
+
+
+def samples(settings: Sequence[Setting], columns: Sequence[str]) -> bytes:
+    """A PNG: a row per setting with the first two rows of its samplers' grids. Empty without.
+
+    Samplers stand in the order of `columns`, the tags of a comparison.
+    """
+    shown = [(setting.label, pictures) for setting in settings if (pictures := setting.pictures())]
+    drawn = {name for _, pictures in shown for name in pictures}
+    ordered = dict.fromkeys([*(tag.split("/")[1] for tag in columns), *sorted(drawn)])
+    names = [name for name in ordered if name in drawn][:SAMPLERS]
+    if not names:
+        return b""
+    size = (SHEET_WIDTH * len(names), TWO_ROWS * len(shown) + ROW)
+    with matplotlib.style.context(STYLE):
+        figure = Figure(size, layout="constrained", facecolor="white")
+        places = figure.subplots(len(shown), len(names), squeeze=False)
+        for (label, pictures), row in zip(shown, places, strict=True):
+            row[0].set_title(_printable(label), loc="left")
+            for name, axes in zip(names, row, strict=True):
+                axes.set_axis_off()
+                if (image := _opened(pictures.get(name, b""))) is not None:
+                    width, height = image.size
+                    axes.imshow(image.crop((0, 0, width, height // (4 if width == height else 1))))
+                    axes.set_title(name, loc="right")
+        canvas, file = FigureCanvasAgg(figure), io.BytesIO()
+        canvas.draw()
+    picture = Image.frombuffer("RGBA", canvas.get_width_height(), canvas.buffer_rgba())
+    picture.convert("RGB").quantize(COLOURS_KEPT).save(file, "png", optimize=True)
+    return file.getvalue()
+
+
+def _opened(png: bytes) -> Image.Image | None:
+    """The picture; None where it is damaged, or would be too large once unpacked."""
+    try:
+        image = Image.open(io.BytesIO(png), formats=["PNG"])
+        return image.convert("RGB") if max(image.size) <= LARGEST else None
+    except Exception:  # of PIL, about a damaged file: of many kinds
+        return None
 
 
 def _svg(figure: Figure) -> str:

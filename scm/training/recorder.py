@@ -197,4 +197,5 @@ def _judged_by(parts: Assembly) -> dict[str, Any] | None:
         "final_images": trainer.final_quality_images,
         "data_sha256": quality.data_sha256,
         "features_sha256": quality.network.sha256,
+        "second_features_sha256": quality.second and quality.second.sha256,
     }

@@ -66,27 +66,49 @@ def test_training_learns_and_its_seed_decides_the_weights():
     small = copy.copy(mnist())
     small.train, small.train_labels = small.train[:2048], small.train_labels[:2048]
     settings = {"image_shape": [1, 28, 28], "num_classes": 10, "widths": [8] * 4, "features": 16}
-    nets = [train_features.train(settings, small, seed=seed, epochs=5) for seed in (1, 1, 2)]
+    train, kind = train_features.train, features.Strided
+    nets = [train(kind, settings, small, seed=seed, epochs=5) for seed in (1, 1, 2)]
     digests = [store.weights_digest(dict(net.state_dict())) for net in nets]
     assert digests[0] == digests[1] != digests[2]
     seen = features.FeatureNetwork(nets[0], digests[0], {})(small.test[:1000])
     assert (seen.probabilities.argmax(1) == small.test_labels[:1000]).double().mean() > 0.6
 
 
-def test_the_command_writes_weights_that_load(tmp_path, monkeypatch, caplog):
+@pytest.mark.parametrize("second", [False, True])
+def test_the_command_writes_weights_that_load(second, tmp_path, monkeypatch):
     small = copy.copy(mnist())
     small.test, small.test_labels = small.test[:50], small.test_labels[:50]
     monkeypatch.setattr(command.model, "dataset", lambda _: small)
-    monkeypatch.setattr(
-        command, "train", lambda settings, *_, **__: features.FeatureNet(**settings).eval()
-    )
+    monkeypatch.setattr(command, "train", lambda kind, settings, *_, **__: kind(**settings).eval())
     out = tmp_path / "features_mnist.safetensors"
-    command.main(["--out", str(out), "--seed", "3"])
+    command.main(["--out", str(out), "--seed", "3", *(["--second"] if second else [])])
     network = features.load(out, CPU)
-    assert network.facts["seed"] == 3 and network.facts["command"].endswith("--seed 3")
+    assert isinstance(network.net, features.Pooled if second else features.Strided)
+    said = "--data mnist --second --seed 3" if second else "--data mnist --seed 3"
+    assert network.facts["seed"] == 3 and network.facts["command"].endswith(said)
+    assert network.facts["layer"] == network.net.layer
     correct = network(small.test).probabilities.argmax(1) == small.test_labels
     assert network.facts["accuracy"] == pytest.approx(float(correct.double().mean()))
     assert "/" not in json.dumps(network.facts["versions"])
+
+
+@pytest.mark.parametrize("stride", [1, 2])
+def test_pooled_features_are_channel_means_after_residual_blocks(stride):
+    """Of a block whose branch is zero: relu(skip(x)), averaged over the image."""
+    settings = {"image_shape": [1, 8, 8], "num_classes": 3}
+    widths = [4, 6] if stride == 1 else [4, 6, 6]
+    net = features.Pooled(**settings, widths=widths).eval()
+    blocks = [module for module in net.layers if hasattr(module, "skip")]
+    assert [block.skip.stride[0] for block in blocks] == ([1] if stride == 1 else [2, 1])
+    for block in blocks:
+        block.branch[-1].weight.data.zero_()
+    x = torch.randn(5, 1, 8, 8)
+    h = net.layers[:3](x)
+    for block in blocks:
+        h = torch.relu(block.skip(h))
+    found, logits = net(x)
+    torch.testing.assert_close(found, h.mean((2, 3)))
+    torch.testing.assert_close(logits, net.classes(found))
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """Quality of images by name: falls as images get worse, and what is cached is what was computed."""
 
+from dataclasses import replace
 from itertools import pairwise
 
 import pytest
@@ -7,10 +8,10 @@ import torch
 from runs import small_quality
 from torchvision.transforms.functional import gaussian_blur
 
-from scm.config.metrics import QUALITY
+from scm.config.metrics import QUALITY, SECOND
 from scm.core.errors import UserError
 from scm.data.dataset import to_float, to_uint8
-from scm.evaluation import quality
+from scm.evaluation import features, quality
 
 
 @pytest.fixture(scope="module")
@@ -67,7 +68,7 @@ def test_dropped_modes_have_worse_numbers(judge, real):
 
 def test_real_images_are_near_the_floor(judge, real):
     measured, floor = judge.measure(real), judge.floor(800)
-    assert set(measured) == set(floor) == set(QUALITY)
+    assert set(measured) == set(floor) == set(QUALITY) - {SECOND}
     assert measured["frechet_distance"] < 2 * floor["frechet_distance"]
     assert measured["memorisation"] == pytest.approx(1, abs=0.15)
     assert floor["memorisation"] == pytest.approx(1, abs=0.15)
@@ -141,3 +142,18 @@ def test_what_cannot_be_judged_is_named(images, said, judge):
 def test_all_samples_alike_are_judged_too(judge):
     measured = judge.measure(judge.test[:1].repeat(20, 1, 1, 1))
     assert measured["frechet_distance"] > 50 and measured["recall"] < 0.05
+
+
+def test_a_second_network_gives_one_metric_of_its_own(judge, real):
+    torch.manual_seed(0)
+    settings = {"image_shape": [1, 28, 28], "num_classes": 10, "widths": [4, 8]}
+    second = features.FeatureNetwork(features.Pooled(**settings).eval(), "second", {})
+    both = replace(judge, second=second)
+    measured, alone = both.measure(real), judge.measure(real)
+    assert measured.pop(SECOND) > 0 and measured == pytest.approx(alone)
+    assert both.measure(judge.test)[SECOND] == pytest.approx(0, abs=1e-6)
+    blurred = worse(real, "blur", 1.5)
+    assert both.measure(blurred)[SECOND] > 3 * both.measure(real)[SECOND]
+    assert SECOND in both.floor(800) and SECOND not in judge.floor(
+        800
+    )  # each has a cache of its own

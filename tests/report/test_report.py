@@ -7,8 +7,10 @@ import xml.etree.ElementTree as ElementTree
 from base64 import b64decode
 from html.parser import HTMLParser
 
+import numpy as np
 import pytest
 import yaml
+from PIL import Image
 
 from scm.commands import report
 from scm.config import metrics
@@ -213,6 +215,28 @@ def test_the_picture_stands_alone_with_every_setting_and_both_charts(folder):
     assert links and all(link.startswith("#") for link in links)
     report.main([str(folder)])
     assert (folder / "summary.svg").read_text() == text  # the same runs, the same picture
+
+
+@pytest.mark.pictures
+def test_the_sheet_has_a_row_per_setting_and_survives_damaged_pictures(folder):
+    """Two rows of each grid; of a picture that is no grid the whole."""
+    samples = [path / "samples" for path in sorted(folder.glob("weighting=*")) if path.is_dir()]
+    for path in samples:
+        path.mkdir(exist_ok=True)
+        pixels = np.zeros((64, 64), np.uint8)
+        pixels[:16], pixels[16:] = 200, 90  # what is to be seen, and what is not
+        Image.fromarray(pixels).save(path / "one_step_00000300.png")
+    (samples[0] / "one_step_00000300.png").write_bytes(b"\x89PNG and nothing more")
+    report.main([str(folder)])
+    found = np.asarray(Image.open(folder / "samples.png").convert("L"))
+    assert (found == 200).sum() > 1000 and not (found == 90).any()
+    Image.new("L", (4001, 1)).save(samples[0] / "one_step_00000300.png")
+    report.main([str(folder)])  # larger than any grid
+
+
+def test_without_pictures_there_is_no_sheet(folder):
+    report.main([str(folder)])
+    assert not (folder / "samples.png").exists()
 
 
 @pytest.mark.parametrize("settings", [1, 12])

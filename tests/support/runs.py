@@ -131,4 +131,4 @@ def small_quality(kept: Path, train: int = 2000, test: int = 1000) -> Quality:
     """The shipped feature network's, with the first images of MNIST as all that there are."""
     dataset = mnist()
     network = features.load(tags.feature_weights("mnist"), torch.device("cpu"))
-    return Quality(dataset.train[:train], dataset.test[:test], network, kept)
+    return Quality(dataset.train[:train], dataset.test[:test], network, None, kept)
