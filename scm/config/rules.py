@@ -4,8 +4,6 @@ Types and ranges of single values have been checked by then (`scm.config.read`).
 object can judge (a sampler's times, a model's image size) are judged when it is built.
 """
 
-from dataclasses import replace
-
 from scm.config import allow, metrics
 from scm.config.methods import (
     Difference,
@@ -182,12 +180,18 @@ def _check_grid(key: str, grid: Ode | Difference) -> None:
         )
 
 
-def check_fits(theirs: Config | Facts, mine: Config | Facts, source: str) -> None:
-    """Raise UserError where a network of config `theirs`, out of `source`, has other data."""
+def check_fits(
+    theirs: Config | Facts, mine: Config | Facts, source: str, *, or_classless: bool = False
+) -> None:
+    """Raise UserError where a network of config `theirs`, out of `source`, has other data.
+
+    `or_classless`: it may also be one without classes where this run has them.
+    """
+    classes = theirs.model.num_classes, mine.model.num_classes
     for key, given, ours in (
         ("data.name", theirs.data.name, mine.data.name),
         ("data.sigma_data", theirs.data.sigma_data, mine.data.sigma_data),
-        ("model.num_classes", theirs.model.num_classes, mine.model.num_classes),
+        ("model.num_classes", *(classes if classes[0] or not or_classless else (0, 0))),
     ):
         if ours != given:
             raise UserError(
@@ -204,14 +208,6 @@ def check_velocity(theirs: Config | Facts, source: str) -> None:
         )
 
 
-def check_guide(theirs: Config | Facts, mine: Config | Facts, source: str) -> None:
-    """Raise UserError where a network cannot guide this one: as a teacher, but also classless."""
-    check_velocity(theirs, source)
-    if not theirs.model.num_classes:
-        mine = replace(mine, model=replace(mine.model, num_classes=0))
-    check_fits(theirs, mine, source)
-
-
 def check_same_network(
     theirs: Config | Facts,
     mine: Config | Facts,
@@ -221,8 +217,9 @@ def check_same_network(
     """Weights may fit a network by their shapes alone and still mean something else in it."""
     given, ours = flatten(plain(theirs.model), "model"), flatten(plain(mine.model), "model")
     free = {"model.dropout"}
-    if mine.model.second_time:  # a network of one time is one of two whose s counts nothing yet
-        free.add("model.second_time")
+    # a second time and classes enter by layers that start at zero: they count nothing yet
+    free |= {"model.second_time"} if mine.model.second_time else set()
+    free |= set() if theirs.model.num_classes else {"model.num_classes"}
     for key in sorted((ours | given).keys() - free):
         if ours.get(key) != given.get(key):
             raise UserError(

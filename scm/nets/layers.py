@@ -120,7 +120,8 @@ class Conditioning(nn.Module):
 
     width: of a two-layer perceptron on the time embedding; 0: the embedding itself, unlearned.
     second_time: whether the network is told the time s that its flow map leads to. It enters by a
-    layer that starts at zero, so weights of one time are the same network at every s.
+    layer that starts at zero, as the classes do, so weights without s or without classes are the
+    same network at every s and for every class.
     """
 
     def __init__(
@@ -133,7 +134,7 @@ class Conditioning(nn.Module):
         self.time_embedding = time_embedding
         perceptron = [Linear(dim, width), nn.SiLU(), Linear(width, width)] if width else []
         self.mlp = nn.Sequential(*perceptron)
-        self.label = nn.Embedding(num_classes, self.width) if num_classes else None
+        self.label = zero(nn.Embedding(num_classes, self.width)) if num_classes else None
         self.second = zero(Linear(dim, self.width)) if second_time else None
         self.log_weight = zero(Linear(self.width, 1))
 

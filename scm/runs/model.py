@@ -61,7 +61,8 @@ class Model:
     def guided_by(self, guide: "Model", guidance: float) -> "Model":
         """This diffusion model, moved away from a weaker one. UserError where they do not fit."""
         rules.check_velocity(self.facts, f"--guide {guide.path}: {self.path}")
-        rules.check_guide(guide.facts, self.facts, f"--guide {guide.path}")
+        rules.check_velocity(guide.facts, f"--guide {guide.path}")
+        rules.check_fits(guide.facts, self.facts, f"--guide {guide.path}", or_classless=True)
         hears = guide.facts.model.num_classes > 0
         net = Guided(self.net, guide.net, guidance=guidance, guide_hears_label=hears)
         facts = {"path": str(guide.path), store.WEIGHTS_SHA256: guide.sha256, "guidance": guidance}
@@ -178,13 +179,15 @@ def load_fitting(
     dtype: torch.dtype,
     *,
     to_distil: bool = False,
+    or_classless: bool = False,
 ) -> Model:
     """A trained network for this run's data and classes; warns where its own run is not done.
 
     Raises UserError where it does not fit, or is to be distilled and learns no velocity.
+    `or_classless`: it may be one without classes where this run has them.
     """
     model = load(path, device, dtype)
-    rules.check_fits(model.facts, config, f"{key}={path}")
+    rules.check_fits(model.facts, config, f"{key}={path}", or_classless=or_classless)
     if to_distil:
         rules.check_velocity(model.facts, f"{key}={path}")
     file = found(path)

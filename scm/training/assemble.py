@@ -148,8 +148,8 @@ def _objective(
         return loaded["teacher"].net
 
     def load_guide(path: str) -> tuple[nn.Module, bool]:
-        guide = loaded[f"guide {path}"] = models.load(path, device, dtype)
-        rules.check_guide(guide.facts, config, f"guide={path}")
+        guide = load(path, "guide", to_distil=True, or_classless=True)
+        loaded[f"guide {path}"] = guide
         return guide.net, guide.facts.model.num_classes > 0
 
     def score() -> nn.Module:
@@ -176,10 +176,11 @@ def _objective(
     path = teacher if init == rules.FROM_TEACHER else init
     if path is not None:
         if path != teacher or (start := loaded.get("teacher")) is None:
-            start = loaded["init"] = load(path, "objective.init")
+            start = loaded["init"] = load(path, "objective.init", or_classless=True)
         rules.check_same_network(start.facts, config, f"objective.init={path}")
-        # of a network of one time, into one of two: its own layer for s starts at zero
-        own = {name: w for name, w in net.state_dict().items() if ".second." in name}
+        # what another network lacks starts at zero here: layers for s and for classes
+        zeros = (".second.", ".label.")
+        own = {k: w for k, w in net.state_dict().items() if any(zero in k for zero in zeros)}
         weights = own | dict(start.net.state_dict())
         models.check_weights(net, weights)
         net.load_state_dict(weights)

@@ -227,17 +227,16 @@ def test_impossible_values_are_named(overrides, said):
         rules.check(composed(*overrides))
 
 
-def test_a_guide_has_the_same_classes_or_none():
+def test_a_network_without_classes_fits_where_it_may():
     classless, classes = (
         composed("objective=diffusion", f"model.num_classes={n}", "sampler=heun") for n in (0, 10)
     )
-    for mine in (classless, classes):
-        rules.check_guide(classless, mine, "guide=it")
-    rules.check_guide(classes, classes, "guide=it")
-    with pytest.raises(UserError, match=r"guide=it: .*model.num_classes=10, this run has 0"):
-        rules.check_guide(classes, classless, "guide=it")
-    with pytest.raises(UserError, match="guide=it: learns consistency, so it is not a velocity"):
-        rules.check_guide(composed("objective=sct"), classless, "guide=it")
+    for theirs, mine in ((classless, classless), (classes, classes), (classless, classes)):
+        rules.check_fits(theirs, mine, "it", or_classless=True)
+    with pytest.raises(UserError, match=r"it: .*model.num_classes=0, this run has 10"):
+        rules.check_fits(classless, classes, "it")
+    with pytest.raises(UserError, match=r"it: .*model.num_classes=10, this run has 0"):
+        rules.check_fits(classes, classless, "it", or_classless=True)
 
 
 @pytest.mark.parametrize(

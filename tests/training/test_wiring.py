@@ -12,6 +12,7 @@ from scm.core.errors import UserError
 from scm.evaluation.evaluator import Evaluation, Evaluator
 from scm.method import schedules
 from scm.runs import store
+from scm.runs.model import load
 from scm.training.loop import train_steps
 
 SMALL = ("data=bimodal", *TINY["mlp"], "trainer.batch_size=64")
@@ -196,3 +197,16 @@ def test_a_guided_teacher_is_the_teacher_moved_away_from_its_guide(models, tmp_p
         built(tmp_path / "no", *more, f"objective.velocity.guide={models / 'sct'}", teacher=teacher)
     with pytest.raises(UserError, match=r"objective.velocity.guide=nowhere: no such file"):
         built(tmp_path / "no", *more, "objective.velocity.guide=nowhere", teacher=teacher)
+
+
+def test_a_conditional_network_starts_as_an_unconditional_one(models, tmp_path):
+    """Which says the same for every class, and learns to differ."""
+    more = (*TINY["unet_small"], "objective=diffusion", "model.num_classes=10")
+    parts = built(tmp_path / "run", *more, f"objective.init={models / 'teacher'}", "optimizer.lr=1")
+    x, t = torch.randn(3, 1, 28, 28), torch.tensor([0.3, 0.8, 1.2])
+    start = parts.learner.net.eval()
+    plain = load(models / "teacher", torch.device("cpu"), torch.float32).net
+    with torch.no_grad():
+        torch.testing.assert_close(start(x, t, torch.arange(3)), plain(x, t))
+    steps_of(parts, 1)
+    assert parts.learner.net.conditioning.label.weight.abs().max() > 0
