@@ -23,9 +23,9 @@ from scm.data.dataset import Dataset
 from scm.method import trigflow
 from scm.method.objective import Eulerian
 from scm.method.tangent import JVPS, Jvp
-from scm.runs import store
-from scm.runs.folder import RunFolder
-from scm.runs.model import Model
+from scm.storage import store
+from scm.storage.folder import RunFolder
+from scm.storage.model import Model
 from scm.training.assemble import Assembly, assemble
 from scm.training.loop import train_steps
 

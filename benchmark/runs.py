@@ -11,7 +11,7 @@ import yaml
 from scm.config import metrics
 from scm.config.read import plain
 from scm.config.schema import Config
-from scm.runs.folder import RunFolder, Status
+from scm.storage.folder import RunFolder, Status
 
 SEEDS = 5  # runs of a setting
 STEPS, LOG_EVERY, EVALUATE_EVERY = 3000, 50, 500  # of experiment=mnist_sct

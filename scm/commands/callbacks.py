@@ -19,7 +19,7 @@ from scm.config.compose import config_of, one_line
 from scm.core import distributed
 from scm.core.cli import fail, mistakes_in_one_line
 from scm.core.provenance import git_commit
-from scm.runs.folder import RunFolder
+from scm.storage.folder import RunFolder
 
 
 class CheckFirst(Callback):

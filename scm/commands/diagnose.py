@@ -25,9 +25,9 @@ from scm.evaluation.pictures import Lines, Panel
 from scm.evaluation.toy import Toy
 from scm.evaluation.trajectories import ExactOde, LearnedOde, Measured, Pairs
 from scm.method.samplers import Heun
-from scm.runs import model as models
-from scm.runs.log import Logger
-from scm.runs.model import Model
+from scm.storage import model as models
+from scm.storage.log import Logger
+from scm.storage.model import Model
 
 OUT = "diagnostics"  # the folder in the run's, and the numbers' file in it
 LARGEST = 4096  # trajectories, which are followed all at once, and times

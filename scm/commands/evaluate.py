@@ -29,10 +29,10 @@ from scm.core.files import write_json
 from scm.data.dataset import to_uint8
 from scm.evaluation.quality import Quality, quality_of
 from scm.method.samplers import Sampler
-from scm.runs import model as models
-from scm.runs import samples, store
-from scm.runs.model import Model
-from scm.runs.samples import Samples
+from scm.storage import model as models
+from scm.storage import samples, store
+from scm.storage.model import Model
+from scm.storage.samples import Samples
 
 log = logging.getLogger(__name__)
 

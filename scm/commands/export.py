@@ -18,8 +18,8 @@ from scm.core.cli import Parser, check_file, command
 from scm.core.errors import UserError
 from scm.core.files import write_atomic
 from scm.report import page
-from scm.runs import store
-from scm.runs.folder import RunFolder, Status
+from scm.storage import store
+from scm.storage.folder import RunFolder, Status
 
 ENDINGS = (".safetensors", ".md")
 LARGEST = 10 * 2**20  # bytes of a file of weights that may stand in a repository

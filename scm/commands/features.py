@@ -16,7 +16,7 @@ from scm.data.images import ImageDataset
 from scm.evaluation import features
 from scm.evaluation.features import FeatureNetwork
 from scm.evaluation.train_features import EPOCHS, train
-from scm.runs import model, store
+from scm.storage import model, store
 
 log = logging.getLogger(__name__)
 

@@ -10,8 +10,8 @@ from scm.config.compose import CONF, composed
 from scm.config.schema import Device, Precision
 from scm.core import machine
 from scm.core.errors import UserError
-from scm.runs import model as models
-from scm.runs.model import Model
+from scm.storage import model as models
+from scm.storage.model import Model
 
 MOST_IMAGES = 1_000_000  # they are all held in memory
 GUIDANCE = 1.5

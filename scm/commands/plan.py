@@ -18,7 +18,7 @@ from scm.config.compose import config_of, one_line
 from scm.config.read import flatten, plain
 from scm.config.schema import Config
 from scm.core.errors import UserError
-from scm.runs.folder import RunFolder
+from scm.storage.folder import RunFolder
 
 MACHINE = ("device", "deterministic", "threads", "precision")
 INHERITED = ("seed", *(f"trainer.{key}" for key in MACHINE))  # by a recipe's teacher

@@ -15,7 +15,7 @@ from scm.core.errors import UserError
 from scm.core.files import write_atomic
 from scm.report import curves, read, tables
 from scm.report.compare import Comparison, compared, doubts
-from scm.runs.folder import Status
+from scm.storage.folder import Status
 
 log = logging.getLogger(__name__)
 

@@ -14,7 +14,7 @@ from scm.core.cli import Parser, command
 from scm.core.errors import UserError
 from scm.core.files import reading
 from scm.report.tables import markdown_table
-from scm.runs.store import EMA_FILE, WEIGHTS_SHA256, stored_digest
+from scm.storage.store import EMA_FILE, WEIGHTS_SHA256, stored_digest
 
 log = logging.getLogger(__name__)
 

@@ -7,8 +7,8 @@ from scm.commands import options
 from scm.core.cli import Parser, check_count, check_file, command
 from scm.core.errors import UserError
 from scm.evaluation import pictures
-from scm.runs import model as models
-from scm.runs import samples
+from scm.storage import model as models
+from scm.storage import samples
 
 GRID_IMAGES = 64
 

@@ -16,7 +16,7 @@ from scm.config.read import differences
 from scm.core.errors import UserError
 from scm.core.files import write_json
 from scm.report.read import contents
-from scm.runs.folder import RunFolder, Status
+from scm.storage.folder import RunFolder, Status
 
 SWEEP_FILE = "sweep.json"
 LONGEST_JOB = 80  # characters of a folder's name before it is cut

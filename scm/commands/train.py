@@ -30,7 +30,7 @@ from scm.config.schema import Config
 from scm.core import distributed
 from scm.core.cli import fail, mistakes_in_one_line
 from scm.core.neighbours import make_threads_yield
-from scm.runs.folder import NotThisRuns, RunFolder, Status
+from scm.storage.folder import NotThisRuns, RunFolder, Status
 
 log = logging.getLogger(__name__)
 

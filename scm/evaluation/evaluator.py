@@ -20,7 +20,7 @@ from scm.method import schedules, trigflow
 from scm.method.network import Draw
 from scm.method.objective import Objective
 from scm.method.samplers import Sampler
-from scm.runs.model import Model
+from scm.storage.model import Model
 
 GRID_IMAGES = 64
 GRID_COLUMNS = 8

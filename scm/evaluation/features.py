@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from scm.core.errors import UserError
 from scm.core.files import reading
 from scm.data.dataset import to_float
-from scm.runs import store
+from scm.storage import store
 
 BATCH = 500  # images at once
 

@@ -24,7 +24,7 @@ from scm.data.dataset import Dataset
 from scm.data.images import ImageDataset
 from scm.evaluation import features, metrics
 from scm.evaluation.features import FeatureNetwork
-from scm.runs import store
+from scm.storage import store
 
 log = logging.getLogger(__name__)
 

@@ -13,7 +13,7 @@ import yaml
 
 from scm.config.read import flatten
 from scm.core.errors import UserError
-from scm.runs.folder import Status
+from scm.storage.folder import Status
 
 T = TypeVar("T")
 # both loaders are safe; the first is ten times faster, where it was compiled in

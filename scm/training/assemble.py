@@ -23,10 +23,10 @@ from scm.evaluation.evaluator import Evaluator
 from scm.evaluation.quality import Quality, quality_of
 from scm.method.matching import Dmd
 from scm.method.objective import Objective
-from scm.runs import model as models
-from scm.runs import store
-from scm.runs.folder import RunFolder
-from scm.runs.model import Model
+from scm.storage import model as models
+from scm.storage import store
+from scm.storage.folder import RunFolder
+from scm.storage.model import Model
 from scm.training.learner import Learner
 from scm.training.loop import Task
 from scm.training.watch import Watch

@@ -15,8 +15,8 @@ from scm.core import machine, provenance
 from scm.core.progress import Progress
 from scm.evaluation import pictures
 from scm.evaluation.evaluator import Evaluation
-from scm.runs.folder import Status
-from scm.runs.log import Logger
+from scm.storage.folder import Status
+from scm.storage.log import Logger
 from scm.training.assemble import Assembly
 from scm.training.loop import StepRecord
 from scm.training.meters import Counters, Meter

@@ -9,8 +9,8 @@ from typing import Any
 from scm.config.read import plain
 from scm.core import machine
 from scm.core.interrupts import Interrupted, Interrupts
-from scm.runs import store
-from scm.runs.folder import Status
+from scm.storage import store
+from scm.storage.folder import Status
 from scm.training import divergence
 from scm.training.assemble import Assembly
 from scm.training.loop import train_steps

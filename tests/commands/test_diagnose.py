@@ -11,7 +11,7 @@ from PIL import Image
 
 from scm.commands import diagnose
 from scm.evaluation.trajectories import Measured
-from scm.runs import store as checkpoint
+from scm.storage import store as checkpoint
 
 IMAGE_FILES = {"gradient_map.png", "tangent_over_time.png"}
 TOY_FILES = {"toy_trajectories.png", "toy_consistency.png", "toy_tangent.png"}

@@ -11,7 +11,7 @@ import torch
 from scm.commands import evaluate, results, sample
 from scm.config.metrics import QUALITY, SECOND
 from scm.core.errors import UserError
-from scm.runs import store as checkpoint
+from scm.storage import store as checkpoint
 
 SMALL = ("-n", "30", "--seeds", "2", "--precision", "fp32")
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from scm.commands import evaluate, export
-from scm.runs import store as checkpoint
+from scm.storage import store as checkpoint
 
 
 @pytest.fixture(autouse=True)

@@ -15,7 +15,7 @@ from scm.commands.plan import Job, plan
 from scm.config.compose import CONF, composed
 from scm.config.read import plain
 from scm.core.errors import UserError
-from scm.runs.folder import RunFolder, Status
+from scm.storage.folder import RunFolder, Status
 
 SMALL = (*TINY["mlp"], *QUICK, "trainer.budget.steps=2")
 TOY = ("data=bimodal", *SMALL)

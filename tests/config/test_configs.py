@@ -19,8 +19,8 @@ from scm.config.ranges import RANGE, is_runs
 from scm.config.read import flatten, plain, read
 from scm.config.schema import Budget, Config, Facts, Trainer
 from scm.core.errors import UserError
-from scm.runs import model as models
-from scm.runs.folder import RunFolder
+from scm.storage import model as models
+from scm.storage.folder import RunFolder
 
 REPOSITORY = CONF.parent
 ABLATIONS = REPOSITORY / "docs" / "sweeps.md"

@@ -10,7 +10,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from scm.config import metrics as tags
 from scm.core.errors import UserError
 from scm.data.dataset import to_uint8
-from scm.runs import model as models
+from scm.storage import model as models
 from scm.training import assemble
 
 SMALL = (*TINY["unet_small"], "trainer.budget.steps=4", "trainer.evaluate_every=2")

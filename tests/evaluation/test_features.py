@@ -13,7 +13,7 @@ from scm.core import rng
 from scm.core.errors import UserError
 from scm.data.dataset import to_uint8
 from scm.evaluation import features, train_features
-from scm.runs import store
+from scm.storage import store
 
 SHIPPED = feature_weights("mnist")
 CPU = torch.device("cpu")

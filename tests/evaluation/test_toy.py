@@ -14,7 +14,7 @@ from scm.evaluation import toy as toys
 from scm.evaluation.toy import Toy
 from scm.method.samplers import ConsistencySteps, Heun
 from scm.method.times import LogNormal
-from scm.runs import model as build
+from scm.storage import model as build
 
 SD = 0.5
 GRID = {"sigma_min": 0.002, "sigma_max": 80.0, "rho": 7.0, "sigma_data": SD}

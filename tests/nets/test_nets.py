@@ -16,7 +16,7 @@ from scm.nets import layers
 from scm.nets.embedding import Fourier, Positional
 from scm.nets.layers import channel_norm
 from scm.nets.unet import Attention
-from scm.runs import model as models
+from scm.storage import model as models
 
 CONF = Path(__file__).resolve().parents[2] / "conf" / "model"
 SIGMA_DATA = 0.5

@@ -16,7 +16,7 @@ from scm.commands import report
 from scm.config import metrics
 from scm.core.errors import UserError
 from scm.report import charts, compare, curves, read, tables
-from scm.runs import log as records
+from scm.storage import log as records
 
 CONFIG = {
     "optimized_metric": None,

@@ -22,8 +22,8 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 
 from scm.commands import train as launch  # noqa: F401  (imported once, here)
 from scm.core import files
-from scm.runs import model as build  # noqa: F401
-from scm.runs import store as checkpoint
+from scm.storage import model as build  # noqa: F401
+from scm.storage import store as checkpoint
 
 SECONDS = 600  # no attempt takes as long, on a busy machine either
 

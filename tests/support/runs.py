@@ -17,8 +17,8 @@ from scm.config.schema import Config
 from scm.data.dataset import Dataset
 from scm.evaluation import features
 from scm.evaluation.quality import Quality
-from scm.runs import model as build
-from scm.runs.folder import RunFolder
+from scm.storage import model as build
+from scm.storage.folder import RunFolder
 from scm.training.assemble import Assembly, assemble
 from scm.training.run import run
 

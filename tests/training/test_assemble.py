@@ -12,7 +12,7 @@ from scm.core.errors import UserError
 from scm.data.dataset import to_float
 from scm.evaluation import pictures
 from scm.evaluation.evaluator import Evaluation
-from scm.runs import store
+from scm.storage import store
 
 TWO_STEPS = ("trainer.budget.steps=2", "trainer.log_every=1")
 

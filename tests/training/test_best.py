@@ -5,7 +5,7 @@ from runs import TINY, trained
 from signals import signal_at
 
 from scm.evaluation.evaluator import Evaluation, Evaluator
-from scm.runs import store
+from scm.storage import store
 
 
 @pytest.mark.slow

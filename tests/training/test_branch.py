@@ -5,7 +5,7 @@ import torch
 from runs import TINY, built, trained, trained_of
 
 from scm.core.errors import UserError
-from scm.runs import store
+from scm.storage import store
 
 SMALL = ("data=bimodal", *TINY["mlp"])
 

@@ -10,7 +10,7 @@ import torch
 from runs import TINY, built, trained, trained_of
 
 from scm.data.bimodal import Bimodal
-from scm.runs import store
+from scm.storage import store
 from scm.training import divergence
 from scm.training.learner import Skipped
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from scm.runs import store
+from scm.storage import store
 from scm.training import learner
 from scm.training.learner import Ema, Learner
 

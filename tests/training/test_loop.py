@@ -16,7 +16,7 @@ from scm.config.schema import Compile
 from scm.core.distributed import World
 from scm.method.network import Draw
 from scm.method.objective import Loss
-from scm.runs import store
+from scm.storage import store
 from scm.training import loop
 
 BATCH = 7

@@ -8,7 +8,7 @@ from runs import TINY, built, trained, trained_of
 from signals import signal_at
 
 from scm.core.errors import UserError
-from scm.runs import store
+from scm.storage import store
 from scm.training.divergence import Diverged
 from scm.training.loop import train_steps
 

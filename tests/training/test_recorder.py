@@ -9,7 +9,7 @@ from runs import TINY, trained
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from scm.config.metrics import is_better
-from scm.runs import model, store
+from scm.storage import model, store
 
 
 @pytest.mark.slow

@@ -13,7 +13,7 @@ from scm.config import compose
 from scm.config import metrics as tags
 from scm.core.errors import UserError
 from scm.evaluation.evaluator import Evaluator
-from scm.runs import store
+from scm.storage import store
 from scm.training.divergence import Diverged
 
 FLOW_MAPS = ["meanflow", "improved_meanflow", "alpha_flow", "align_your_flow", "lmd", "lsd", "psd"]

@@ -11,8 +11,8 @@ from scm.core import rng
 from scm.core.errors import UserError
 from scm.evaluation.evaluator import Evaluation, Evaluator
 from scm.method import schedules
-from scm.runs import store
-from scm.runs.model import load
+from scm.storage import store
+from scm.storage.model import load
 from scm.training.loop import train_steps
 
 SMALL = ("data=bimodal", *TINY["mlp"], "trainer.batch_size=64")

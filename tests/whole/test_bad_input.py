@@ -24,7 +24,7 @@ from hydra._internal.hydra import Hydra
 from hydra.types import RunMode
 from runs import QUICK, TINY, trained
 
-from scm.runs import store
+from scm.storage import store
 
 COMMANDS = (
     *("scm sample", "scm evaluate", "scm results", "scm report", "scm diagnose", "scm export"),

@@ -20,7 +20,7 @@ from tensorboard.summary.writer.record_writer import RecordWriter
 from scm.core import files
 from scm.core.errors import UserError
 from scm.evaluation.evaluator import Evaluation, Evaluator
-from scm.runs import store as checkpoint
+from scm.storage import store as checkpoint
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 RUN = (

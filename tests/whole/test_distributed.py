@@ -19,7 +19,7 @@ from scm.config.compose import CONF, prepare
 from scm.core import distributed
 from scm.core.distributed import Processes, World
 from scm.core.errors import UserError
-from scm.runs import store as checkpoint
+from scm.storage import store as checkpoint
 
 TESTS = Path(__file__).resolve().parents[1]
 STEPS = 30

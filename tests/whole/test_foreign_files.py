@@ -17,11 +17,11 @@ from scm.config.read import plain
 from scm.core import cli
 from scm.core.errors import UserError
 from scm.report import read
-from scm.runs import model as build
-from scm.runs import samples as files
-from scm.runs import store
-from scm.runs.folder import RunFolder
-from scm.runs.log import Logger
+from scm.storage import model as build
+from scm.storage import samples as files
+from scm.storage import store
+from scm.storage.folder import RunFolder
+from scm.storage.log import Logger
 
 CPU = torch.device("cpu")
 CALL = "os.system"

@@ -14,7 +14,7 @@ from scm.config import rules
 from scm.config.read import plain, read
 from scm.config.schema import Config
 from scm.core.errors import UserError
-from scm.runs import model, store
+from scm.storage import model, store
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 CALL = "trap.spring"  # a module that the tests put on the path: calling it writes the canary

@@ -11,7 +11,7 @@ import pytest
 REPOSITORY = Path(__file__).resolve().parents[2]
 ORDER = (  # a package imports itself and those before it
     *("core", "config", "nets", "method", "data"),
-    *("runs", "evaluation", "training", "report", "commands"),
+    *("storage", "evaluation", "training", "report", "commands"),
 )
 KNOWS_HYDRA = ("scm.config.compose.", "scm.commands.")
 
@@ -80,7 +80,7 @@ def test_library_code_never_sees_a_composed_config():
 
 
 @pytest.mark.parametrize(
-    "module", ["run", "scm.config.compose", "scm.runs.folder", "scm.core.distributed"]
+    "module", ["run", "scm.config.compose", "scm.storage.folder", "scm.core.distributed"]
 )
 def test_no_torch_before_the_work_starts(module):
     """--help and tab completion answer at once: torch alone takes seconds to import."""

@@ -10,7 +10,7 @@ import torch
 from runs import QUICK, TINY, trained
 
 from scm.core import machine as runtime
-from scm.runs import store as checkpoint
+from scm.storage import store as checkpoint
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 RUN = ("data=bimodal", *TINY["mlp"], "trainer.budget.steps=3", "model.dropout=0.2")

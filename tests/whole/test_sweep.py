@@ -20,7 +20,7 @@ from tensorboard.plugins.hparams import metadata
 from scm.commands import callbacks, sweep
 from scm.config import compose as composing
 from scm.core.errors import UserError
-from scm.runs.folder import RunFolder
+from scm.storage.folder import RunFolder
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 

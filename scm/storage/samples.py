@@ -21,8 +21,8 @@ from scm.config.schema import Facts
 from scm.core.errors import UserError
 from scm.core.files import reading, write_atomic
 from scm.data.dataset import to_uint8
-from scm.runs.model import Model
-from scm.runs.store import WEIGHTS_SHA256
+from scm.storage.model import Model
+from scm.storage.store import WEIGHTS_SHA256
 
 LARGEST = 2**32  # bytes of samples in a file
 

@@ -9,7 +9,7 @@ from closed_forms import GaussianData
 from scm.config.parts import Kind
 from scm.core.errors import UserError
 from scm.method.samplers import ConsistencySteps
-from scm.runs.model import Model
+from scm.storage.model import Model
 
 SD = 0.5
 

@@ -6,7 +6,7 @@ import pytest
 
 from scm.config.read import flatten
 from scm.core.errors import UserError
-from scm.runs.folder import RunFolder, Status
+from scm.storage.folder import RunFolder, Status
 
 CONFIG = {"seed": 0, "trainer": {"batch_size": 4, "budget": {"steps": 3}}, "times": [1.1]}
 

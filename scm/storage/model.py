@@ -24,8 +24,8 @@ from scm.core.files import found
 from scm.data.dataset import Dataset
 from scm.method.guidance import Guided
 from scm.method.samplers import Noise, Sampler, noise_blocks
-from scm.runs import store
-from scm.runs.folder import RunFolder, Status
+from scm.storage import store
+from scm.storage.folder import RunFolder, Status
 
 log = logging.getLogger(__name__)
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from scm.core.errors import UserError
-from scm.runs import store
+from scm.storage import store
 
 
 def state(step=3):

@@ -8,7 +8,7 @@ import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.summary.writer.record_writer import RecordWriter
 
-from scm.runs.log import Logger
+from scm.storage.log import Logger
 
 
 def logged(folder, resumed_at, records):
