@@ -128,7 +128,7 @@ class Workshop:
         sampler = parts.evaluator.samplers[name]
 
         def call() -> None:
-            model.sample(sampler, n, seed=0, batch_size=label.batch_size)
+            model.sample(n, sampler=sampler, seed=0, batch_size=label.batch_size)
 
         return Work(call, images=n)
 

@@ -72,7 +72,9 @@ class Subject:
         if isinstance(self.source, Samples):
             return self.source.images[: self.n]
         title = f"{self.title}, seed {seed}"
-        x = self.source.sample(self.sampler, self.n, seed=seed, batch_size=batch_size, title=title)
+        x = self.source.sample(
+            self.n, sampler=self.sampler, seed=seed, batch_size=batch_size, title=title
+        )
         return to_uint8(x)
 
 

@@ -2,6 +2,7 @@
 
 import os
 import shlex
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -34,16 +35,18 @@ class Job:
 
 
 def hydra_files(config: dict[str, Any]) -> dict[str, str]:
-    """What Hydra would write into .hydra/, the config resolved so that it stands for itself.
-
-    And the command that makes this run alone.
-    """
+    """What Hydra would write into .hydra/, and the command that makes this run alone."""
     hydra_cfg = HydraConfig.get()
+    own = {"hydra.yaml": OmegaConf.to_yaml(OmegaConf.create({"hydra": hydra_cfg}))}
+    return files(config, list(hydra_cfg.overrides.task), _command(hydra_cfg)) | own
+
+
+def files(config: dict[str, Any], overrides: Sequence[str], command: str) -> dict[str, str]:
+    """What stands in .hydra/ of every run; its config is resolved, so that it stands for itself."""
     return {
-        "command.txt": _command(hydra_cfg) + "\n",
+        "command.txt": command + "\n",
         "config.yaml": yaml.safe_dump(config, sort_keys=False),
-        "overrides.yaml": OmegaConf.to_yaml(hydra_cfg.overrides.task),
-        "hydra.yaml": OmegaConf.to_yaml(OmegaConf.create({"hydra": hydra_cfg})),
+        "overrides.yaml": yaml.safe_dump(list(overrides)),
     }
 
 

@@ -42,8 +42,8 @@ def sample(arguments: argparse.Namespace) -> None:
     chosen = None if arguments.sampler is None else [arguments.sampler]
     name, settings = next(iter(options.samplers_of(model, chosen).values()))
     x = model.sample(
-        model.sampler(name, settings),
         arguments.n,
+        sampler=model.sampler(name, settings),
         seed=arguments.seed,
         label=arguments.label,
         batch_size=arguments.batch_size,

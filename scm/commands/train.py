@@ -7,13 +7,15 @@ import logging
 import math
 import os
 import re
+import shlex
 import sys
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
+from hydra import compose, initialize_config_dir
 from hydra._internal.utils import get_args_parser
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException, InstantiationException
@@ -22,9 +24,9 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from scm.commands import sweep
-from scm.commands.plan import Job, hydra_files, plan
+from scm.commands.plan import Job, files, hydra_files, plan
 from scm.config import metrics
-from scm.config.compose import config_of, one_line, resolved
+from scm.config.compose import CONF, config_of, one_line, prepare, resolved
 from scm.config.read import plain
 from scm.config.schema import Config
 from scm.core import distributed
@@ -121,7 +123,28 @@ def _value(config: Config, found: dict[str, Any]) -> float | None:
     return metrics.to_minimise(config, found["metrics"])
 
 
-def run(config: Config, folder: RunFolder) -> dict[str, Any]:
+def from_python(overrides: Sequence[str], path: Path) -> dict[str, Any]:
+    """What the command line does with these overrides, in the folder `path`.
+
+    Returns what metrics.json holds. Raises UserError where they are impossible.
+    """
+    folder = RunFolder(path)
+    command = shlex.join(["python", "run.py", f"hydra.run.dir={path}", *overrides])
+    prepare()
+    try:
+        with initialize_config_dir(version_base="1.3", config_dir=str(CONF)):
+            config = config_of(compose("config", overrides=list(overrides)))
+            return run(config, folder, lambda whole: files(whole, overrides, command))
+    except (HydraException, OmegaConfBaseException) as error:
+        raise one_line(error) from None
+    finally:
+        folder.remove_if_empty()
+
+
+Files = Callable[[dict[str, Any]], dict[str, str]]  # a run's config -> what stands in its .hydra/
+
+
+def run(config: Config, folder: RunFolder, files: Files = hydra_files) -> dict[str, Any]:
     """Train this config in this folder, or go on with it, or say that it is done.
 
     Returns what metrics.json holds: the teacher's, where that was stopped.
@@ -130,13 +153,13 @@ def run(config: Config, folder: RunFolder) -> dict[str, Any]:
     if folder.status() is Status.done:
         jobs = jobs[-1:]  # whatever has become of its teacher
     for job in jobs:
-        found = _carried_out(job)
+        found = _carried_out(job, files)
         if found["status"] == Status.stopped:
             break
     return found
 
 
-def _carried_out(job: Job) -> dict[str, Any]:
+def _carried_out(job: Job, files: Files) -> dict[str, Any]:
     if job.folder.status() is Status.done:
         log.info("done already: %s", job.folder.path)
         return job.folder.metrics()
@@ -147,7 +170,7 @@ def _carried_out(job: Job) -> dict[str, Any]:
     parts = assemble(job.config, job.folder, teacher=job.teacher)
     first = distributed.world().first
     with ExitStack() as stack:
-        first(lambda: stack.enter_context(job.folder.open(hydra_files(plain(job.config)))))
+        first(lambda: stack.enter_context(job.folder.open(files(plain(job.config)))))
         first(lambda: stack.enter_context(LogFile(job.folder.path / "run.log", delay=True)))
         return run(parts)
 

@@ -124,7 +124,7 @@ class Evaluator:
     def _samples(self, model: Model, name: str, sampler: Sampler, result: Evaluation) -> None:
         """A grid of images from fixed noise; of the toy a histogram."""
         started = time.perf_counter()
-        images = model.sample(sampler, GRID_IMAGES, seed=self.config.seed)
+        images = model.sample(GRID_IMAGES, sampler=sampler, seed=self.config.seed)
         seconds = time.perf_counter() - started
         result.metrics[f"eval/{name}/calls"] = sampler.calls
         result.metrics[f"eval/{name}/images_per_second"] = GRID_IMAGES / seconds
@@ -147,9 +147,10 @@ class Evaluator:
         groups = {group: n for group, n in groups.items() if n}
         if self.quality is None or not groups:
             return {}
+        most = max(groups.values())
         judged = {f"{group}/floor": self.quality.floor(n) for group, n in groups.items()}
         for name, sampler in self.samplers.items():
-            images = to_uint8(model.sample(sampler, max(groups.values()), seed=self.config.seed))
+            images = to_uint8(model.sample(most, sampler=sampler, seed=self.config.seed))
             for group, n in groups.items():  # the few are the first of the many
                 judged[f"{group}/{name}"] = self.quality.measure(images[:n])
         return {

@@ -12,22 +12,29 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import yaml
 from torch import Tensor, nn
 from tqdm import tqdm
 
 from scm.config import parts, rules
 from scm.config.allow import construct
+from scm.config.parts import Kind
 from scm.config.read import read
 from scm.config.schema import Config, Facts
 from scm.core.errors import UserError
-from scm.core.files import found
+from scm.core.files import REPOSITORY, found
 from scm.data.dataset import Dataset
+from scm.method import trigflow
 from scm.method.guidance import Guided
 from scm.method.samplers import Noise, Sampler, noise_blocks
 from scm.storage import store
 from scm.storage.folder import RunFolder, Status
 
 log = logging.getLogger(__name__)
+CALLS = {  # names in conf/sampler by their number of network calls
+    Kind.consistency: {1: "one_step", 2: "two_step", 3: "three_step", 4: "multi_step"},
+    Kind.flow_map: {1: "one_step", 2: "flow_two_step", 4: "flow_four_step"},
+}
 
 
 @dataclass(frozen=True)
@@ -86,18 +93,38 @@ class Model:
             raise UserError(f"--label {label}: must be 0 ... {classes - 1}")
         return torch.full((n,), label)
 
+    def sampler_with(self, steps: int) -> Sampler:
+        """The sampler of so many steps: Heun's for a diffusion model, else one call for each.
+
+        Raises UserError where there is none of so many.
+        """
+        learns = self.facts.objective.learns
+        name = "heun" if learns is Kind.velocity else CALLS[learns].get(steps)
+        if name is None or steps < 1:
+            there = ", ".join(map(str, CALLS.get(learns, {}))) or "1 or more"
+            raise UserError(f"steps={steps}: a network that learns {learns.name} takes {there}")
+        given = yaml.safe_load((REPOSITORY / "conf" / "sampler" / f"{name}.yaml").read_text())
+        settings = given[name] | ({"steps": steps} if name == "heun" else {})
+        return self.sampler(name, read(settings, parts.Sampler, f"sampler.{name}"))
+
     @torch.no_grad()
     def sample(
         self,
-        sampler: Sampler,
         n: int,
         *,
-        seed: int,
+        sampler: Sampler | None = None,
+        steps: int | None = None,
+        seed: int = 0,
         label: int | None = None,
         batch_size: int = 256,
         title: str = "",  # of a progress bar; without one there is none
     ) -> Tensor:
-        """Images (n, C, H, W) on the CPU, float32, about in [-0.5, 0.5]."""
+        """Images (n, C, H, W) on the CPU, float32, about in [-0.5, 0.5].
+
+        By this sampler, or one of so many steps (`sampler_with`), or the first of the run's own.
+        Image i depends on (seed, i) alone. Raises UserError where sampler or label do not fit.
+        """
+        sampler = sampler or (self._own_sampler() if steps is None else self.sampler_with(steps))
         labels, made = self.labels(n, label), []
         shape, sd = self.image_shape, self.sigma_data
         with tqdm(total=n, unit="image", desc=title, disable=not title) as bar:
@@ -112,6 +139,52 @@ class Model:
                 made.append(sampler(self.net, noise, these).float().cpu())
                 bar.update(stop - start)
         return torch.cat(made)
+
+    def _own_sampler(self) -> Sampler:
+        if not self.facts.sampler:
+            raise UserError(f"{self.path}: its config names no sampler; give steps")
+        return self.sampler(*next(iter(self.facts.sampler.items())))
+
+    @torch.no_grad()
+    def denoise(self, x_t: Tensor, t: float | Tensor, label: Tensor | None = None) -> Tensor:
+        """f(x_t, t) of x_t (B, C, H, W) at a time in radians, one for all or one each (B,).
+
+        Of a diffusion model the mean of the images that may be behind x_t, of the others the end
+        of the trajectory. On the model's device, as x_t's copy is.
+        """
+        return self._moved(x_t, t, 0.0, label, {})
+
+    @torch.no_grad()
+    def flow(
+        self, x_t: Tensor, t: float | Tensor, s: float | Tensor, label: Tensor | None = None
+    ) -> Tensor:
+        """f(x_t, t, s): the trajectory's point at time s <= t, of a network that learns flow maps.
+
+        Raises UserError for another network.
+        """
+        if (learns := self.facts.objective.learns) is not Kind.flow_map:
+            raise UserError(
+                f"{self.path}: learns {learns.name}, so it has no second time; use denoise, or a "
+                "model of an objective such as meanflow"
+            )
+        at = self._times(x_t, s)
+        return self._moved(x_t, t, s, label, {"s": at})
+
+    def _moved(
+        self,
+        x_t: Tensor,
+        t: float | Tensor,
+        s: float | Tensor,
+        label: Tensor | None,
+        second: dict[str, Tensor],
+    ) -> Tensor:
+        x_t, at = x_t.to(self.device), self._times(x_t, t)
+        label = label if label is None else label.to(self.device)
+        F, _ = self.net(x_t / self.sigma_data, at, label, **second)
+        return trigflow.flow_map(x_t, F, at, self._times(x_t, s), self.sigma_data)
+
+    def _times(self, x_t: Tensor, t: float | Tensor) -> Tensor:
+        return torch.as_tensor(t, dtype=x_t.dtype, device=self.device).expand(len(x_t))
 
 
 def dataset(data: parts.Data) -> Dataset:

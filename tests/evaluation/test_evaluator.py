@@ -36,7 +36,7 @@ def test_a_run_has_the_quality_of_its_last_weights(conditional, judge, tmp_path)
     }
     model = models.load(tmp_path, torch.device("cpu"), torch.float32)
     sampler = model.sampler("two_step", model.facts.sampler["two_step"])
-    images = model.sample(sampler, 40, seed=0)
+    images = model.sample(40, sampler=sampler, seed=0)
     for group, n in (("quality", 20), ("final", 40)):
         expected = judge.measure(to_uint8(images[:n]))
         found = {name: metrics["metrics"][f"{group}/two_step/{name}"] for name in tags.QUALITY}

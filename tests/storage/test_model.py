@@ -28,12 +28,12 @@ TWO = ConsistencySteps(times=[1.1], sigma_max=80.0, sigma_data=SD)
 
 
 def test_drawn_images_do_not_depend_on_batch_size_or_n():
-    reference = model().sample(TWO, 150, seed=5, batch_size=150)
+    reference = model().sample(150, sampler=TWO, seed=5, batch_size=150)
     for n, batch_size in ((150, 7), (150, 64), (70, 33)):
-        mine = model().sample(TWO, n, seed=5, batch_size=batch_size)
+        mine = model().sample(n, sampler=TWO, seed=5, batch_size=batch_size)
         torch.testing.assert_close(mine, reference[:n])
     assert len(reference.unique(dim=0)) == 150
-    assert not torch.allclose(model().sample(TWO, 150, seed=6), reference)
+    assert not torch.allclose(model().sample(150, sampler=TWO, seed=6), reference)
 
 
 def test_the_start_has_the_noises_deviation():
@@ -43,7 +43,7 @@ def test_the_start_has_the_noises_deviation():
         return torch.zeros_like(x), torch.zeros_like(t)
 
     one = ConsistencySteps(times=[], sigma_max=80.0, sigma_data=SD)
-    x = model(net=silent).sample(one, 4096, seed=0) / torch.cos(torch.tensor(one.times[0]))
+    x = model(net=silent).sample(4096, sampler=one, seed=0) / torch.cos(torch.tensor(one.times[0]))
     assert float(x.std()) == pytest.approx(SD, rel=0.02)
 
 
@@ -55,10 +55,10 @@ def test_all_classes_in_turn_or_the_one_asked_for():
         return torch.zeros_like(x), torch.zeros_like(t)
 
     one = ConsistencySteps(times=[], sigma_max=80.0, sigma_data=SD)
-    model(3, labelled).sample(one, 7, seed=0, batch_size=4)
+    model(3, labelled).sample(7, sampler=one, seed=0, batch_size=4)
     assert torch.cat(seen).tolist() == [0, 1, 2, 0, 1, 2, 0]
     seen.clear()
-    model(3, labelled).sample(one, 2, seed=0, label=2)
+    model(3, labelled).sample(2, sampler=one, seed=0, label=2)
     assert torch.cat(seen).tolist() == [2, 2]
     with pytest.raises(UserError, match=r"--label 3: must be 0 \.\.\. 2"):
         model(3).labels(2, 3)
