@@ -49,7 +49,8 @@ class DataMean(Pair):
 
     A pair's velocity is this mean and noise, and at high noise most of it is noise (Xu et al. 2023,
     stable target fields). At low noise the mean is that of the nearest image alone, which the pair
-    gives without a search. With labels the mean is over images of the same class.
+    gives without a search. With labels the mean is over images of the same class, and the pair's
+    where `points` hold none.
     """
 
     def __init__(
@@ -67,6 +68,8 @@ class DataMean(Pair):
         """cot(t) x_t - E[x0 given x_t] / sin(t), or the pair's."""
         v = super().__call__(net, x_t, draw, call)
         high = trigflow.sigma_from_time(draw.t, self.sigma_data) > self.sigma_min
+        if draw.label is not None:
+            high &= torch.isin(draw.label, self.labels)
         if x_t.device.type != "cpu":  # to look which rows are meant would wait for the device
             return torch.where(trigflow.broadcast(high, v), self._mean(x_t, draw.t, draw.label), v)
         label = None if draw.label is None else draw.label[high]

@@ -115,3 +115,14 @@ def test_the_exact_velocity_is_the_datas_wherever_it_is_asked():
     d = Draw(x0=x0, z=z, t=t, label=None)
     torch.testing.assert_close(exact(None, x0 + z, d, None), data.velocity(x0 + z, t))
     torch.testing.assert_close(exact.at(None, z, t / 2, d, None), data.velocity(z, t / 2))
+
+
+def test_a_class_without_a_point_keeps_the_pairs_velocity():
+    x0, z, t = points(4)
+    labels = torch.tensor([0, 1, 0, 1])
+    mean = mean_of(x0, labels, points=1)  # of class 0 alone
+    draw, x_t = draw_of(x0, z, t, labels)
+    found = mean(None, x_t, draw, call)
+    pairs = trigflow.velocity(x0, z, t)
+    torch.testing.assert_close(found[1::2], pairs[1::2], rtol=0, atol=0)
+    assert found.isfinite().all() and not torch.allclose(found[2], pairs[2])
