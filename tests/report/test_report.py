@@ -234,6 +234,24 @@ def test_the_sheet_has_a_row_per_setting_and_survives_damaged_pictures(folder):
     report.main([str(folder)])  # larger than any grid
 
 
+def test_the_difference_shows_what_differs_and_the_numbers(folder, capsys):
+    pair = [folder / f"weighting={name},seed=1" for name in ("unit", "no_prior")]
+    before = sorted(folder.rglob("*"))
+    report.main([*map(str, pair), "--diff"])
+    assert sorted(folder.rglob("*")) == before
+    lines = [
+        [cell.strip() for cell in line.strip("|").split("|")]
+        for line in capsys.readouterr().out.splitlines()
+    ]
+    rows = {row[0]: row[1:] for row in lines}
+    assert rows[""] == [path.name for path in pair] and rows["status"] == ["done", "done"]
+    assert rows["weighting._target_"] == ["weighting=unit", "weighting=no_prior"]
+    assert rows["one_step FD"] == ["11", "21.1"] and "trainer.batch_size" not in rows
+    with pytest.raises(SystemExit):
+        report.main([str(pair[0]), "--diff"])
+    assert "one run alone; name two or more" in capsys.readouterr().err
+
+
 def test_without_pictures_there_is_no_sheet(folder):
     report.main([str(folder)])
     assert not (folder / "samples.png").exists()
