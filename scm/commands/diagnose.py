@@ -129,7 +129,7 @@ def subject(arguments: argparse.Namespace, device: torch.device) -> Subject:
     start = start.to(device)
     dataset = models.stored_dataset
     toy, learned = None, facts.objective
-    if model.image_shape == (1, 1, 1) and label is None and (exact := dataset(facts).exact):
+    if model.image_shape == (1, 1, 1) and label is None and (exact := dataset(facts.data).exact):
         toy = Toy(exact, learned.name, learned.learns, arguments.seed, device)
     teacher = _teacher_of(arguments, facts)
     path: trajectories.Path
@@ -144,7 +144,7 @@ def subject(arguments: argparse.Namespace, device: torch.device) -> Subject:
     else:
         if arguments.label is not None:
             raise UserError(f"--label {arguments.label}: without a teacher, images have their own")
-        x0, own = dataset(facts).test_batch(n)
+        x0, own = dataset(facts.data).test_batch(n)
         path, name = Pairs(x0.to(device), start), "lines between data and noise"
         label = None if label is None else own.to(device)
         start = path.move(start, 0.0, heun.times[0])

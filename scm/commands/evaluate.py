@@ -19,6 +19,7 @@ from torch import Tensor
 
 from scm.commands import options, results
 from scm.config import parts
+from scm.config.compose import composed
 from scm.config.metrics import QUALITY
 from scm.config.ranges import SMALLEST
 from scm.config.read import plain
@@ -32,7 +33,6 @@ from scm.method.samplers import Sampler
 from scm.storage import model as models
 from scm.storage import samples, store
 from scm.storage.model import Model
-from scm.storage.samples import Samples
 
 log = logging.getLogger(__name__)
 
@@ -43,34 +43,31 @@ MOST_SEEDS = 1000
 
 @dataclass(frozen=True)
 class Subject:
-    """One thing to measure: a model with one of its samplers, or a file of samples."""
+    """One thing to measure: a model with one of its samplers, or images out of files."""
 
     path: Path
     title: str  # the sampler, as it was asked for
-    name: str  # of the sampler
-    settings: parts.Sampler
     seeds: Sequence[int]
     n: int  # images per seed
-    source: Model | Samples
+    data: parts.Data  # whose real images they are compared with
+    source: Model | Tensor  # or uint8 images (N, C, H, W)
+    sampler: Sampler | None  # of a model
+    origin: dict[str, Any]  # what made the images, for the record
 
     @property
     def file(self) -> Path:
         """RUN/evaluation/TITLE-nN.json for a run's folder, FILE-TITLE-nN.json beside a file."""
         words = [*re.findall(r"[\w.]+", self.title), f"n{self.n}.json"]
+        if isinstance(self.source, Tensor):
+            return self.path.with_name("-".join([self.path.stem, words[-1]]))
         if self.path.is_dir():
             return self.path / "evaluation" / "-".join(words)
-        words = words[-1:] if isinstance(self.source, Samples) else words
         return self.path.with_name("-".join([self.path.stem, *words]))
-
-    @property
-    def sampler(self) -> Sampler:
-        """What its settings make."""
-        return models.sampler(self.name, self.settings, self.source.facts.data.sigma_data)
 
     def images(self, seed: int, batch_size: int) -> Tensor:
         """uint8 (n, C, H, W)."""
-        if isinstance(self.source, Samples):
-            return self.source.images[: self.n]
+        if isinstance(self.source, Tensor):
+            return self.source[: self.n]
         title = f"{self.title}, seed {seed}"
         x = self.source.sample(
             self.n, sampler=self.sampler, seed=seed, batch_size=batch_size, title=title
@@ -85,7 +82,13 @@ def parser() -> argparse.ArgumentParser:
         description="Measure samples against the real images, several seeds, with the floor.",
         epilog="example: python -m scm evaluate outputs/teacher --sampler heun steps=18 -n 10000",
     )
-    p.add_argument("models", nargs="+", type=Path, help="run folders, safetensors or .npz files")
+    p.add_argument(
+        "models",
+        nargs="+",
+        type=Path,
+        help="run folders, safetensors files; or images: .npz files, folders of PNGs",
+    )
+    p.add_argument("--data", help="what images from elsewhere are compared with (default: mnist)")
     p.add_argument("-n", type=int, help=f"images per seed (default: {IMAGES}, an .npz file's own)")
     p.add_argument("--seeds", type=int, help=f"of the noise: 0, 1, ... (default: {SEEDS})")
     p.add_argument("--out", type=Path, help="the JSON file (default: RUN/evaluation/SAMPLER.json)")
@@ -126,29 +129,32 @@ def checked(
     check_count("--batch-size", arguments.batch_size, 1, options.MOST_IMAGES)
     subjects: list[Subject] = []
     for path in arguments.models:
-        if path.suffix == ".npz":
+        if path.suffix == ".npz" or samples.is_pictures(path):
             subjects.append(_of_file(path, arguments))
         else:
             model = options.guided(models.load(path, device, dtype), arguments, dtype)
             subjects += _of_model(model, arguments)
     _check_files([arguments.out or subject.file for subject in subjects], arguments)
-    facts = {str(plain(one.source.facts.data)): one.source.facts for one in subjects}
-    judges = {key: quality_of(models.stored_dataset(one), device) for key, one in facts.items()}
-    return [(one, judges[str(plain(one.source.facts.data))]) for one in subjects]
+    data = {str(plain(one.data)): one.data for one in subjects}
+    judges = {key: quality_of(models.stored_dataset(one), device) for key, one in data.items()}
+    return [(one, judges[str(plain(one.data))]) for one in subjects]
 
 
 def _of_model(model: Model, arguments: argparse.Namespace) -> Iterator[Subject]:
     """One per chosen sampler, or per sampler of the run's own."""
+    if arguments.data is not None:
+        raise UserError(f"{model.path}: a model knows its data; leave --data away")
     n, seeds = arguments.n or IMAGES, range(arguments.seeds or SEEDS)
     for title, (name, settings) in options.samplers_of(model, arguments.sampler).items():
-        model.sampler(name, settings)  # refuses one that does not suit the network
+        sampler = model.sampler(name, settings)  # refuses one that does not suit the network
         if model.guide is not None:
             title = f"{title} guided {model.guide['guidance']:g}"
-        yield Subject(model.path, title, name, settings, seeds, n, model)
+        origin = _origin(name, settings, sampler, model)
+        yield Subject(model.path, title, seeds, n, model.facts.data, model, sampler, origin)
 
 
 def _of_file(path: Path, arguments: argparse.Namespace) -> Subject:
-    """The images of an .npz file."""
+    """The images of an .npz file, or of a folder of PNGs."""
     for option in ("sampler", "seeds", "guide", "guidance"):
         if getattr(arguments, option) is not None:
             raise UserError(f"{path}: holds samples already; leave --{option} away")
@@ -156,7 +162,37 @@ def _of_file(path: Path, arguments: argparse.Namespace) -> Subject:
     n = arguments.n or len(found.images)
     if n > len(found.images):
         raise UserError(f"-n {n}: {path} holds {len(found.images)} images")
-    return Subject(path, found.name, found.name, found.sampler, [found.seed], n, found)
+    if (made := found.made_by) is None:
+        name = arguments.data or "mnist"
+        data = composed([f"data={name}"]).data
+        found.check_shape(data.image_shape, f"{path}, compared with {name}")
+        log.info("%s: images from elsewhere; what made them, and from what, is not known", path)
+        return Subject(path, "images", [0], n, data, found.images, None, dict.fromkeys(ORIGIN))
+    if arguments.data is not None:
+        raise UserError(f"{path}: knows its data, {made.facts.data.name}; leave --data away")
+    sampler = models.sampler(made.name, made.sampler, made.facts.data.sigma_data)
+    origin = _origin(made.name, made.sampler, sampler, made) | {"sampled_model": made.model}
+    return Subject(path, made.name, [made.seed], n, made.facts.data, found.images, None, origin)
+
+
+ORIGIN = (
+    *("sampler", "calls", "guide", store.WEIGHTS_SHA256, "config_sha256", "objective"),
+    "sampled_model",
+)
+
+
+def _origin(
+    name: str, settings: parts.Sampler, sampler: Sampler, made_by: Model | samples.MadeBy
+) -> dict[str, Any]:
+    """What is known of a model with a sampler, by the names of `ORIGIN`."""
+    return {
+        "sampler": {name: plain(settings)},
+        "calls": sampler.calls * (1 if made_by.guide is None else 2),
+        "guide": made_by.guide,
+        store.WEIGHTS_SHA256: made_by.sha256,
+        "config_sha256": store.digest(made_by.config),
+        "objective": made_by.facts.objective.name,
+    }
 
 
 def _check_files(files: list[Path], arguments: argparse.Namespace) -> None:
@@ -177,8 +213,7 @@ def _check_files(files: list[Path], arguments: argparse.Namespace) -> None:
 
 def measured(subject: Subject, quality: Quality, batch_size: int) -> dict[str, Any]:
     """The result: every metric per seed, the floor, and all that they depend on."""
-    source, floor, started = subject.source, quality.floor(subject.n), time.perf_counter()
-    second = quality.second
+    floor, started, second = quality.floor(subject.n), time.perf_counter(), quality.second
     rows = [quality.measure(subject.images(seed, batch_size)) for seed in subject.seeds]
     return {
         "model": str(subject.path),
@@ -187,14 +222,8 @@ def measured(subject: Subject, quality: Quality, batch_size: int) -> dict[str, A
         "seeds": list(subject.seeds),
         "metrics": {name: spread([row[name] for row in rows]) for name in rows[0]},
         "floor": floor,
-        "sampler": {subject.name: plain(subject.settings)},
-        "calls": subject.sampler.calls * (1 if source.guide is None else 2),
-        "guide": source.guide,
-        **({"sampled_model": source.model} if isinstance(source, Samples) else {}),
-        store.WEIGHTS_SHA256: source.sha256,
-        "config_sha256": store.digest(source.config),
-        "objective": source.facts.objective.name,
-        "data": {"name": source.facts.data.name, "sha256": quality.data_sha256},
+        **subject.origin,
+        "data": {"name": subject.data.name, "sha256": quality.data_sha256},
         "features": {"sha256": quality.network.sha256, **quality.network.facts},
         "second_features": second and {"sha256": second.sha256, **second.facts},
         "seconds": round(time.perf_counter() - started, 2),
@@ -213,7 +242,7 @@ def table(result: dict[str, Any]) -> str:
     """The result for a terminal."""
     seeds = len(result["seeds"])
     lines = [
-        f"{result['model']}  {result['title']}: {result['calls']} network calls, "
+        f"{result['model']}  {result['title']}: {result['calls'] or 'unknown'} network calls, "
         f"{result['n']:,} images, {seeds} seed{'s' * (seeds > 1)}",
         f"{'':24}{'mean':>10}{'std':>10}{'floor':>10}",
     ]

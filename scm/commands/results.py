@@ -114,7 +114,7 @@ def row(result: dict[str, Any]) -> list[str]:
     return [
         _name(Path(result["model"])),
         result["title"],
-        str(result["calls"]),
+        str(result["calls"] or "-"),
         f"{distance['mean']:.2f}{std}",
         f"{distance['mean'] / floor:.1f}",
         f"{metrics[SECOND]['mean'] / result['floor'][SECOND]:.1f}" if SECOND in metrics else "-",

@@ -122,11 +122,17 @@ class Quality:
 
     def _by_second(self, images: Tensor) -> dict[str, float]:
         """The Frechet distance in the second network's features, where there is one."""
-        if (second := self.second) is None:
+        if self.second is None:
             return {}
+        mine = metrics.moments(self.second(images).features)
+        return {SECOND: metrics.frechet_distance(mine, self._second_reference)}
+
+    @cached_property
+    def _second_reference(self) -> metrics.Moments:
+        second = self.second
+        assert second is not None
         kept = self._cached("second", lambda: vars(metrics.moments(second(self.test).features)))
-        mine = metrics.moments(second(images).features)
-        return {SECOND: metrics.frechet_distance(mine, metrics.Moments(**kept))}
+        return metrics.Moments(**kept)
 
     def _nearest(self, images: Tensor, rank: int) -> float:
         """Median distance over pixels in [0, 1] to the nearest training image.

@@ -192,10 +192,10 @@ def dataset(data: parts.Data) -> Dataset:
     return construct(Dataset, "data", data)  # type: ignore[type-abstract]
 
 
-def stored_dataset(facts: Config | Facts) -> Dataset:
-    """The data set of a stored model; nothing is downloaded for it."""
-    there_is = {"download": False} if hasattr(facts.data, "download") else {}
-    return dataset(replace(facts.data, **there_is))  # type: ignore[arg-type]
+def stored_dataset(data: parts.Data) -> Dataset:
+    """The data set of a stored model's config; nothing is downloaded for it."""
+    there_is = {"download": False} if hasattr(data, "download") else {}
+    return dataset(replace(data, **there_is))  # type: ignore[arg-type]
 
 
 def network(facts: Config | Facts, device: torch.device, dtype: torch.dtype) -> nn.Module:

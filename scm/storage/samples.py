@@ -1,7 +1,8 @@
 """Images in a file, with their origin: written whole as .npz, read with distrust.
 
-A file is `images` uint8 (N, H, W) or (N, C, H, W) (a toy's are float32), `settings`, JSON of what
-made them, and `labels` (N,) of a conditional model.
+A file of ours is `images` uint8 (N, H, W) or (N, C, H, W) (a toy's are float32), `settings`, JSON
+of what made them, and `labels` (N,) of a conditional model. Images from elsewhere are read too: out
+of an .npz file without settings, or a folder of PNGs.
 """
 
 import io
@@ -13,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 
 from scm.config import parts
@@ -28,10 +30,9 @@ LARGEST = 2**32  # bytes of samples in a file
 
 
 @dataclass(frozen=True)
-class Samples:
-    """Images out of a file, and what made them."""
+class MadeBy:
+    """What made the images of a file."""
 
-    images: Tensor  # uint8 (N, C, H, W)
     facts: Facts  # of the model
     config: dict[str, Any]  # the same as it stands in the file
     model: str  # its path
@@ -40,6 +41,22 @@ class Samples:
     name: str  # the sampler's
     sampler: parts.Sampler
     guide: dict[str, Any] | None  # of the weaker model that guided it
+
+
+@dataclass(frozen=True)
+class Samples:
+    """Images out of a file or a folder, and what made them, where it is known."""
+
+    images: Tensor  # uint8 (N, C, H, W)
+    made_by: MadeBy | None
+
+    def check_shape(self, shape: list[int], source: str) -> None:
+        """Raise UserError where the images are of another shape."""
+        if list(self.images.shape[1:]) != list(shape):
+            raise UserError(
+                f"{source}: images of shape {tuple(self.images.shape[1:])} (channels, height, "
+                f"width), must be {tuple(shape)}"
+            )
 
 
 def write(
@@ -71,34 +88,71 @@ def write(
     write_atomic(path, buffer.getvalue())
 
 
+def is_pictures(path: Path) -> bool:
+    """Whether it is a folder of PNGs, and no run's."""
+    return path.is_dir() and not (path / "metrics.json").exists() and any(path.glob("*.png"))
+
+
 def load(path: Path) -> Samples:
-    """The images of a file that `python -m scm sample` has written.
+    """The images of an .npz file, or of a folder of PNGs in the order of their names.
 
     Raises UserError where it is missing, damaged or of something else; what would not fit into the
     memory is not unpacked.
     """
     if not path.exists():
         raise UserError(f"{path}: no such file; `python -m scm sample RUN --out {path}` makes one")
-    with reading(path, "samples that `python -m scm sample` wrote"):
+    return _pictures(path) if path.is_dir() else _of_npz(path)
+
+
+def _of_npz(path: Path) -> Samples:
+    """`images` uint8 (N, H, W), (N, H, W, C) or (N, C, H, W); with `settings` where it is ours."""
+    with reading(path, "a file of images, uint8 under `images`"):
         with zipfile.ZipFile(path) as archive:
             if sum(entry.file_size for entry in archive.infolist()) > LARGEST:
                 raise ValueError("unpacks to more than 4 GiB")
         with np.load(path, allow_pickle=False) as file:
-            images, settings = np.atleast_1d(file["images"]), json.loads(str(file["settings"]))
-        facts = read(settings["config"], Facts)
-        shape = facts.data.image_shape
-        if images.dtype != np.uint8 or images.size != len(images) * int(np.prod(shape)):
-            raise UserError(f"images {images.dtype} {images.shape}, must be uint8 of {shape}")
-        ((name, chosen),) = settings["sampler"].items()
-        found = Samples(
-            images=torch.from_numpy(images).reshape(len(images), *shape),
-            facts=facts,
-            config=settings["config"],
-            model=str(settings["model"]),
-            sha256=settings.get(WEIGHTS_SHA256),  # None: of an older version
-            seed=int(settings["seed"]),
-            name=name,
-            sampler=read(chosen, parts.Sampler, f"sampler.{name}"),
-            guide=dict(settings["guide"]) if settings.get("guide") else None,
-        )
+            images = np.atleast_1d(file["images"] if "images" in file else file[file.files[0]])
+            settings = json.loads(str(file["settings"])) if "settings" in file else None
+        if images.dtype != np.uint8 or images.ndim not in (3, 4):
+            raise UserError(f"images {images.dtype} {images.shape}, must be uint8 (N, H, W, C)")
+        if images.ndim == 3:
+            images = images[:, None]
+        elif images.shape[3] in (1, 3) and images.shape[1] not in (1, 3):
+            images = images.transpose(0, 3, 1, 2)
+        found = Samples(torch.from_numpy(np.ascontiguousarray(images)), _made_by(settings))
+        if found.made_by is not None:
+            found.check_shape(found.made_by.facts.data.image_shape, "its settings say otherwise")
     return found
+
+
+def _made_by(settings: dict[str, Any] | None) -> MadeBy | None:
+    if settings is None:
+        return None
+    ((name, chosen),) = settings["sampler"].items()
+    return MadeBy(
+        facts=read(settings["config"], Facts),
+        config=settings["config"],
+        model=str(settings["model"]),
+        sha256=settings.get(WEIGHTS_SHA256),  # None: of an older version
+        seed=int(settings["seed"]),
+        name=name,
+        sampler=read(chosen, parts.Sampler, f"sampler.{name}"),
+        guide=dict(settings["guide"]) if settings.get("guide") else None,
+    )
+
+
+def _pictures(folder: Path) -> Samples:
+    """All PNGs of one size; grey ones have one channel, others three."""
+    images: list[np.ndarray] = []
+    for file in sorted(folder.glob("*.png")):
+        with reading(file, "a PNG"):
+            with Image.open(file, formats=["PNG"]) as picture:
+                mode = "L" if picture.mode in ("1", "L") else "RGB"
+                image = np.asarray(picture.convert(mode))
+            image = image[None] if image.ndim == 2 else image.transpose(2, 0, 1)
+            if images and image.shape != images[0].shape:
+                raise UserError(f"shape {image.shape}, and the first has {images[0].shape}")
+        images.append(image)
+        if len(images) * image.size > LARGEST:
+            raise UserError(f"{folder}: more than 4 GiB of images; take fewer")
+    return Samples(torch.from_numpy(np.stack(images)), None)

@@ -7,10 +7,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from scm.commands import evaluate, results, sample
-from scm.config.metrics import QUALITY, SECOND
+from scm.config.metrics import QUALITY
 from scm.core.errors import UserError
+from scm.storage import samples
 from scm.storage import store as checkpoint
 
 SMALL = ("-n", "30", "--seeds", "2", "--precision", "fp32")
@@ -76,7 +78,7 @@ def test_a_run_is_measured_with_all_its_samplers(student, judge, capsys):
     files = sorted(path.name for path in (student / "evaluation").iterdir())
     assert files == ["one_step-n30.json", "two_step-n30.json"]
     result = read(student / "evaluation" / "two_step-n30.json")
-    assert set(result["metrics"]) == set(result["floor"]) == set(QUALITY) - {SECOND}
+    assert set(result["metrics"]) == set(result["floor"]) == set(QUALITY)
     distance = result["metrics"]["frechet_distance"]
     assert len(distance["values"]) == 2 and distance["values"][0] != distance["values"][1]
     assert distance["mean"] == pytest.approx(np.mean(distance["values"]))
@@ -131,12 +133,46 @@ def test_an_npz_file_gives_what_its_model_gives(teacher, tmp_path, capsys):
     assert "300" not in results.table([from_file])
 
 
+def test_images_from_elsewhere_are_measured_and_what_is_unknown_is_said(judge, tmp_path, caplog):
+    """The same images as a plain array, with channels last, and as PNGs."""
+    real, pngs = judge.train[:30], tmp_path / "pngs"
+    np.savez(tmp_path / "plain.npz", real.squeeze(1).numpy())
+    np.savez(tmp_path / "last.npz", images=real.permute(0, 2, 3, 1).numpy())
+    pngs.mkdir()
+    for k, image in enumerate(real):
+        Image.fromarray(image[0].numpy()).save(pngs / f"{k:03d}.png")
+    paths = [tmp_path / "plain.npz", tmp_path / "last.npz", pngs]
+    with caplog.at_level("INFO"):
+        evaluate.main([str(path) for path in paths])
+    found = [read(tmp_path / f"{path.stem}-n30.json") for path in paths]
+    expected = judge.measure(real)
+    for result in found:
+        assert {k: v["mean"] for k, v in result["metrics"].items()} == pytest.approx(expected)
+        assert result["sampler"] is result["objective"] is result["weights_sha256"] is None
+        assert result["calls"] is None and result["data"]["name"] == "mnist"
+    assert "plain.npz: images from elsewhere; what made them, and from what, is" in caplog.text
+    assert "| - |" in results.table(found)
+
+
+def test_pictures_of_two_sizes_are_refused_by_name(tmp_path):
+    for name, size in (("a", 28), ("b", 27)):
+        Image.new("L", (size, size)).save(tmp_path / f"{name}.png")
+    with pytest.raises(UserError, match=r"b\.png: shape \(1, 27, 27\), and the first has"):
+        samples.load(tmp_path)
+    Image.new("RGB", (28, 28)).save(tmp_path / "b.png")
+    with pytest.raises(UserError, match=r"b\.png: shape \(3, 28, 28\)"):
+        samples.load(tmp_path)
+    (tmp_path / "b.png").write_bytes(b"no picture")
+    with pytest.raises(UserError, match=r"b\.png: not a PNG"):
+        samples.load(tmp_path)
+
+
 @pytest.mark.slow
 def test_mistakes_are_one_line_before_any_work(teacher, tmp_path, capsys):
     text = tmp_path / "text.npz"
     text.write_text("not an npz file")
     foreign = tmp_path / "foreign.npz"
-    np.savez(foreign, images=np.zeros((20, 28, 28), np.uint8))
+    np.savez(foreign, images=np.zeros((20, 28, 27), np.uint8))
     for arguments, said in (
         ([tmp_path / "none"], "no such file or folder"),
         ([teacher, "-n", "9"], "-n 9: must be at least 10"),
@@ -144,8 +180,10 @@ def test_mistakes_are_one_line_before_any_work(teacher, tmp_path, capsys):
         ([teacher, "--sampler", "magic"], "--sampler magic: unknown"),
         ([teacher, teacher, "-n", "10"], "would hold several results"),
         ([teacher, "-n", "10", "--out", tmp_path / "no" / "x.json"], "there is no folder"),
-        ([text], "not samples that `python -m scm sample` wrote"),
-        ([foreign], "not samples that `python -m scm sample` wrote"),
+        ([text], "not a file of images, uint8 under `images`"),
+        ([foreign], "compared with mnist: images of shape (1, 28, 27) (channels, height, width)"),
+        ([foreign, "--data", "magic"], "magic"),
+        ([teacher, "--data", "mnist"], "a model knows its data; leave --data away"),
         ([foreign, "--sampler", "heun"], "holds samples already"),
     ):
         assert said in failure(arguments, capsys)

@@ -33,6 +33,7 @@ def test_a_run_has_the_quality_of_its_last_weights(conditional, judge, tmp_path)
     assert metrics["quality"] == {
         **{"images": 20, "final_images": 40},
         **{"data_sha256": judge.data_sha256, "features_sha256": judge.network.sha256},
+        "second_features_sha256": judge.second.sha256,
     }
     model = models.load(tmp_path, torch.device("cpu"), torch.float32)
     sampler = model.sampler("two_step", model.facts.sampler["two_step"])

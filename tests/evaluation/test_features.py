@@ -19,21 +19,29 @@ SHIPPED = feature_weights("mnist")
 CPU = torch.device("cpu")
 
 
+SECOND = feature_weights("mnist", second=True)
+
+
 def test_the_shipped_weights_are_small_and_say_what_they_are():
-    network = features.load(SHIPPED, CPU)
-    assert SHIPPED.stat().st_size < 2e6
-    assert network.facts["data"] == "mnist" and network.facts["accuracy"] >= 0.994
-    assert network.facts["command"].endswith("features train --data mnist --seed 0")
-    assert len(network.sha256) == 64 and not network.net.training
+    for file, kind, made_by in (
+        (SHIPPED, features.Strided, "features train --data mnist --seed 0"),
+        (SECOND, features.Pooled, "features --data mnist --second --seed 0"),
+    ):
+        network = features.load(file, CPU)
+        assert isinstance(network.net, kind) and file.stat().st_size < 2e6
+        assert network.facts["data"] == "mnist" and network.facts["accuracy"] >= 0.994
+        assert network.facts["command"].endswith(made_by)
+        assert len(network.sha256) == 64 and not network.net.training
 
 
 @pytest.mark.slow
-def test_the_shipped_accuracy_is_what_the_metadata_say():
-    network, dataset = features.load(SHIPPED, CPU), mnist()
+@pytest.mark.parametrize(("file", "width"), [(SHIPPED, 64), (SECOND, 96)])
+def test_the_shipped_accuracy_is_what_the_metadata_say(file, width):
+    network, dataset = features.load(file, CPU), mnist()
     seen = network(dataset.test)
     correct = (seen.probabilities.argmax(1) == dataset.test_labels).double().mean()
     assert float(correct) == pytest.approx(network.facts["accuracy"], abs=2e-4)  # other rounding
-    assert seen.features.shape == (10_000, network.facts["network"]["features"])
+    assert seen.features.shape == (10_000, width)
     assert torch.allclose(seen.probabilities.sum(1), torch.ones(10_000), atol=1e-5)
 
 

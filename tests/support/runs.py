@@ -128,7 +128,10 @@ def mnist() -> Dataset:
 
 
 def small_quality(kept: Path, train: int = 2000, test: int = 1000) -> Quality:
-    """The shipped feature network's, with the first images of MNIST as all that there are."""
+    """The shipped feature networks', with the first images of MNIST as all that there are."""
     dataset = mnist()
-    network = features.load(tags.feature_weights("mnist"), torch.device("cpu"))
-    return Quality(dataset.train[:train], dataset.test[:test], network, None, kept)
+    network, second = (
+        features.load(tags.feature_weights("mnist", second=second), torch.device("cpu"))
+        for second in (False, True)
+    )
+    return Quality(dataset.train[:train], dataset.test[:test], network, second, kept)

@@ -207,8 +207,8 @@ CASES = (
     sample("{place}/toy", *OUT, "-n", "10000000000", says="-n 10000000000: must be"),
     sample("{place}/unnamed.safetensors", *OUT, says="sampler=x: must be a group"),
     # evaluations, their tables, reports, diagnostics, feature networks, exports
-    evaluate("{place}/text.npz", says="text.npz: not samples that `python -m scm sample` wrote"),
-    evaluate("{place}/zeros.npz", says="zeros.npz: not samples that"),
+    evaluate("{place}/text.npz", says="text.npz: not a file of images"),
+    evaluate("{place}/zeros.npz", says="zeros.npz: not a file of images"),
     evaluate("{place}/toy", "-n", "9", says="-n 9: must be at least 10"),
     tabulate("{place}/text.pt", says="text.pt: not a result of scm.commands.evaluate"),
     tabulate("{place}/empty", says="no results there"),

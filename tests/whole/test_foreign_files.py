@@ -87,7 +87,7 @@ def test_a_files_config_downloads_nothing(monkeypatch, tmp_path):
     config = composed_once(("data=fashion_mnist",))
     changed = {"download": True, "root": str(tmp_path / "elsewhere")}
     with pytest.raises(UserError, match="is missing"):
-        build.stored_dataset(replace(config, data=replace(config.data, **changed)))
+        build.stored_dataset(replace(config.data, **changed))
 
 
 # ---------------------------------------------------------------- samples and results
@@ -130,7 +130,7 @@ def npz(path, shape, written):
 
 def test_samples_that_would_fill_the_memory_are_refused(tmp_path, monkeypatch):
     path = tmp_path / "x.npz"
-    with pytest.raises(UserError, match="not samples that"):  # claims a terabyte, has nothing
+    with pytest.raises(UserError, match="not a file of images"):  # claims a terabyte, has nothing
         files.load(npz(path, (2**30, 28, 28), 0))
     monkeypatch.setattr(files, "LARGEST", 2**25)
     monkeypatch.setattr(np, "load", lambda *_, **__: pytest.fail("unpacked"))
@@ -147,7 +147,7 @@ def test_pickled_arrays_are_refused(tmp_path):
             return (open, (str(canary), "w"))
 
     np.savez(tmp_path / "x.npz", images=np.array([Bomb()]), settings=np.array("{}"))
-    with pytest.raises(UserError, match="not samples that"):
+    with pytest.raises(UserError, match="not a file of images"):
         files.load(tmp_path / "x.npz")
     assert not canary.exists()
 
