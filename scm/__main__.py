@@ -7,6 +7,7 @@ from scm.core.cli import fail
 from scm.core.neighbours import make_threads_yield
 
 COMMANDS = {
+    "train": "train one configuration, or a sweep: the same as `python run.py`",
     "sample": "draw samples of a trained model into a file",
     "evaluate": "measure samples against the real images",
     "results": "a Markdown table of evaluations",
@@ -26,6 +27,9 @@ def main() -> None:
         print("\n`python run.py --help` is about training and sweeps.")
     elif name not in COMMANDS:
         fail(f"{name}: no such command; there is: {', '.join(COMMANDS)}")
+    elif name == "train":
+        sys.argv = ["run.py", *rest]  # which Hydra reads, and names in its help
+        importlib.import_module("scm.commands.train").launch()
     else:
         make_threads_yield()
         importlib.import_module(f"scm.commands.{name}").main(rest)

@@ -15,6 +15,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
+import hydra
 from hydra import compose, initialize_config_dir
 from hydra._internal.utils import get_args_parser
 from hydra.core.hydra_config import HydraConfig
@@ -62,6 +63,13 @@ def composition_errors_in_one_line() -> Iterator[None]:
             if not str(error).startswith("Config group override must be"):  # as for trainer=null
                 raise
             fail(f"{' '.join(sys.argv[1:])}: a group takes the name of an option ({error})")
+
+
+def launch() -> None:
+    """The command line: `python run.py`, and `python -m scm train` where there is no clone."""
+    prepare()
+    with composition_errors_in_one_line():
+        hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")(main)()
 
 
 def check_arguments(arguments: list[str]) -> None:

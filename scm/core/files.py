@@ -8,6 +8,7 @@ import errno
 import json
 import os
 import re
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,7 +16,10 @@ from typing import Any
 
 from scm.core.errors import UserError
 
-REPOSITORY = Path(__file__).resolve().parents[2]
+CLONE = Path(__file__).resolve().parents[2]
+# what ships beside the code: conf, data, pretrained; a wheel puts it under the prefix (setup.py)
+REPOSITORY = CLONE if (CLONE / "conf").is_dir() else Path(sys.prefix) / "share" / "scm"
+WORK = CLONE if REPOSITORY == CLONE else Path()  # where `outputs` is
 REMEDIES = {  # what the user can do about an OSError that is not a mistake of this code
     errno.ENOSPC: "free some space and repeat the command",
     errno.EDQUOT: "free some of your quota and repeat the command",

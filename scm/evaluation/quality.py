@@ -19,7 +19,7 @@ from scm.config.metrics import SECOND, feature_weights
 from scm.config.ranges import SMALLEST
 from scm.core import rng
 from scm.core.errors import UserError
-from scm.core.files import REPOSITORY
+from scm.core.files import WORK
 from scm.data.dataset import Dataset
 from scm.data.images import ImageDataset
 from scm.evaluation import features, metrics
@@ -28,7 +28,7 @@ from scm.storage import store
 
 log = logging.getLogger(__name__)
 
-CACHE = REPOSITORY / "outputs" / ".cache"
+CACHE = WORK / "outputs" / ".cache"
 VERSION = 1  # of what is cached: to be raised when its computation changes
 K = 3  # of precision and recall (Kynkaanniemi 2019)
 WIDE_K = 5  # of density and coverage (Naeem 2020)
