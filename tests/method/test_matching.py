@@ -5,11 +5,10 @@ from dataclasses import replace
 import pytest
 import torch
 from closed_forms import GaussianData, WeightedNet, points
-from methods import SD, consistency
+from methods import SD, consistency, matching
 from torch import nn
 
-from scm.method import times, trigflow, velocity
-from scm.method.matching import Dmd
+from scm.method import trigflow
 from scm.method.network import Draw, call
 from scm.method.samplers import ConsistencySteps
 
@@ -17,16 +16,7 @@ DATA, SAMPLES = GaussianData(s=0.8, sigma_data=SD), GaussianData(s=0.3, sigma_da
 
 
 def dmd(samples=SAMPLES.diffusion_net, data=DATA.diffusion_net, calls_at=(), weight=1.0):
-    return Dmd(
-        score=samples,
-        weight=weight,
-        score_steps=1,
-        calls_at=list(calls_at),
-        sigma_max=80.0,
-        velocity=velocity.Teacher(teacher=data, sigma_data=SD),
-        times=times.LogNormal(P_mean=-0.4, P_std=1.2, sigma_data=SD),
-        sigma_data=SD,
-    )
+    return matching(samples, data, calls_at=calls_at, weight=weight)
 
 
 def draw(n=6, K=1, label=None):

@@ -1,6 +1,7 @@
 """Named methods put together by hand, as conf/objective does, for tests in float64."""
 
 from scm.method import derivative, objective, tangent, times, velocity, weighting
+from scm.method.matching import Dmd
 
 SD = 0.5
 
@@ -44,4 +45,18 @@ def discrete(
         tangent=control or tangent.Raw(),
         tangent_warmup_steps=warmup,
         **common(weights, **more),
+    )
+
+
+def matching(score, data, *, calls_at=(1.1,), weight=1.0):
+    """Distribution matching of samples, whose diffusion model is `score`, with `data`'s."""
+    return Dmd(
+        score=score,
+        weight=weight,
+        score_steps=1,
+        calls_at=list(calls_at),
+        sigma_max=80.0,
+        velocity=velocity.Teacher(teacher=data, sigma_data=SD),
+        times=times.LogNormal(P_mean=-0.4, P_std=1.2, sigma_data=SD),
+        sigma_data=SD,
     )

@@ -7,7 +7,7 @@ from functools import partial
 import methods
 import pytest
 import torch
-from closed_forms import WeightedNet, points
+from closed_forms import GaussianData, WeightedNet, points, smooth_net
 from methods import SD
 from runs import TINY, built, trained
 from torch import nn
@@ -20,17 +20,22 @@ from scm.storage import store
 from scm.training import loop
 
 BATCH = 7
+MATCHING = methods.matching(score=smooth_net, data=GaussianData(s=0.8, sigma_data=SD).diffusion_net)
 OBJECTIVES = {
     "diffusion": methods.diffusion(),
     "without the adaptive weight": methods.diffusion(adaptive=False),
     "dual": methods.consistency(form="dual"),
     "split": methods.consistency(form="split"),
+    "matching": methods.consistency().beside(MATCHING),
+    "of the score network": MATCHING.of_samples(WeightedNet()),
 }
 
 
 def draw():
     x0, z, t = points(BATCH)
-    return Draw(x0=x0, z=z, t=t, label=None)
+    noise = torch.stack([z.flip(0), z.flip(1)], 1)
+    own = Draw(x0=x0, z=z.flip(2), t=t.flip(0), label=None, noise=noise)
+    return Draw(x0=x0, z=z, t=t, label=None, noise=noise, own=own)
 
 
 def gradients(objective, draw, parts, world):
