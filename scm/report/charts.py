@@ -21,7 +21,7 @@ COLOURS = (
     *("#3b82d6", "#e07b1a", "#36a35a", "#9b6cf0", "#e0568b", "#1aa5a8", "#a88a12", "#808890"),
 )
 WIDTH, HEIGHT, ROW = 4.6, 3.0, 0.2  # inches: of a chart, and of a row of the legend
-TWO_ROWS, SAMPLERS = 1.1, 4  # inches of a row of samples; most samplers beside each other
+TWO_ROWS, SAMPLERS = 1.1, 5  # inches of a row of samples; most samplers beside each other
 SHEET_WIDTH, COLOURS_KEPT = 3.4, 16  # inches of a sampler's column; colours of the sheet
 LARGEST = 4000  # pixels of a side of a picture of samples
 LONGEST = 100  # characters of a name

@@ -86,9 +86,11 @@ def training_charts(result: Comparison) -> list[Chart]:
 
 
 def sheet(result: Comparison) -> list[Chart]:
-    """Of those over images the first, which is of quality, and the last, of the tangent's norm."""
-    charts = [chart for chart in training_charts(result) if chart.xlabel == IMAGES]
-    return charts[:1] + charts[1:][-1:]
+    """The first, which is of quality, over images and over minutes; the tangent's norm."""
+    charts = training_charts(result)
+    quality = [next((c for c in charts if c.xlabel == way), None) for way in WAYS]
+    tangents = [chart for chart in charts if chart.xlabel == IMAGES][1:][-1:]
+    return [chart for chart in (*quality, *tangents) if chart is not None]
 
 
 def curve(setting: Setting, style: int, tag: str, where: Where) -> Line:
