@@ -102,8 +102,10 @@ def table(results: list[dict[str, Any]]) -> str:
         if len(seen) > 1:
             models = ", ".join(seen.values())
             raise UserError(f"results with different {part}.sha256, no comparison: {models}")
-    heads = [name.replace("_", " ") for name in COLUMNS]
-    return markdown_table(heads, map(row, results))
+    rows = [[name.replace("_", " ") for name in COLUMNS], *map(row, results)]
+    if not any(SECOND in result["metrics"] for result in results):
+        rows = [[*cells[:BEFORE_SECOND], *cells[BEFORE_SECOND + 1 :]] for cells in rows]
+    return markdown_table(rows[0], rows[1:])
 
 
 def row(result: dict[str, Any]) -> list[str]:
