@@ -24,6 +24,7 @@ SHOWN = (
     *("precision", "recall", "density", "coverage"),
     *("class_variation", "confidence", "memorisation"),
 )
+BEFORE_SECOND = 5  # columns; that one is shown where any result has it
 COLUMNS = (
     "model",
     "sampler",
