@@ -238,3 +238,5 @@ def test_the_lagrangian_warmup_lengthens_the_way_from_diffusion_on(own):
     naive = (SD * net(x_t / SD, d.t, None, d.t)[0] - v).square().mean((1, 2, 3)) / SD
     mine = grads(net, kind.loss(net, d, 0).loss)[0]
     torch.testing.assert_close(mine, grads(net, naive)[0], rtol=1e-9, atol=1e-12)
+    logged = [float(kind.loss(net, d, step).terms["tangent/r"][0]) for step in (4, 7, 8, 9)]
+    assert logged == [0, 0, 1, 1]  # the watch begins with the whole way
