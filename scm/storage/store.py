@@ -27,6 +27,7 @@ SUFFIX = ".pt"
 EMA_FILE = "ema.safetensors"
 WEIGHTS_SHA256 = "weights_sha256"  # key of `weights_digest` in every record that names weights
 BEST_FILE = "best.safetensors"  # the EMA weights of the best evaluation so far
+HUB_FILE = "model.safetensors"  # in a folder as Hugging Face's hub has them
 WEIGHTS = "weights of this project"
 
 
@@ -119,12 +120,14 @@ def weights_digest(weights: dict[str, Tensor]) -> str:
 
 
 def read_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Weights and config of a run's folder (its newest EMA weights) or of a safetensors file.
+    """Weights and config of a run's folder (its newest EMA weights), a hub's folder, or a file.
 
     Raises UserError, in one line, where there is no such thing or it is damaged.
     """
     path = found(path)
-    file = path / "checkpoints" / EMA_FILE if path.is_dir() else path
+    file = path
+    if path.is_dir():
+        file = hub if (hub := path / HUB_FILE).exists() else path / "checkpoints" / EMA_FILE
     wrong = "a checkpoint, which its own run alone reads" if file.suffix == SUFFIX else ""
     if not file.exists():
         wrong = "no weights in this folder" if path.is_dir() else "no such file or folder"

@@ -5,7 +5,9 @@ import shutil
 
 import pytest
 import torch
+import yaml
 
+import scm
 from scm.commands import evaluate, export
 from scm.storage import store as checkpoint
 
@@ -50,6 +52,27 @@ def test_weights_evaluation_and_card_stand_beside_each_other(run, tmp_path, caps
     assert f"`{asked}`" in card
     evaluate.main(asked.split()[4:])  # word for word
     assert "exists" in failure([run, name], capsys)
+
+
+@pytest.mark.slow
+def test_a_hubs_folder_holds_weights_config_and_a_card_with_tags(run, tmp_path, capsys):
+    folder, few = tmp_path / "digits", ("-n", "30", "--seeds", "1", "--to", "hub")
+    export.main([str(run), str(folder), *few])
+    assert {path.name for path in folder.iterdir()} == {
+        *("model.safetensors", "config.json", "README.md"),
+        *("model-one_step-n30.json", "model-two_step-n30.json"),
+    }
+    card = (folder / "README.md").read_text()
+    front = yaml.safe_load(card.split("---")[1])
+    assert front["license"] == "mit" and "pytorch_model_hub_mixin" in front["tags"]
+    assert "\n# digits\n" in card and "| one_step | 1 |" in card
+    weights, config = checkpoint.read_weights(run)
+    assert json.loads((folder / "config.json").read_text()) == config
+    loaded = scm.load(folder, device="cpu", precision="fp32")
+    torch.testing.assert_close(dict(loaded.net.state_dict()), weights, rtol=0, atol=0)
+    assert "digits: exists; name another folder" in failure([run, folder, *few], capsys)
+    export.main([str(run), str(folder), *few, "--overwrite"])
+    assert "there is no folder" in failure([run, tmp_path / "no" / "x", *few], capsys)
 
 
 @pytest.mark.slow
