@@ -6,6 +6,7 @@ consistency training without a teacher they are lines between data and noise. Al
 
 import argparse
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from scm.commands import options
+from scm.config.methods import GuidedTeacherVelocity
 from scm.config.parts import Kind
 from scm.config.schema import Config, Facts
 from scm.core.cli import Parser, check_count, command
@@ -134,9 +136,12 @@ def subject(arguments: argparse.Namespace, device: torch.device) -> Subject:
     teacher = _teacher_of(arguments, facts)
     path: trajectories.Path
     if teacher:
-        given = (teacher, "--teacher", facts, device, torch.float32)
-        net = models.load_fitting(*given, to_distil=True).net
-        path, name = LearnedOde(net, label, heun), "the teacher's ODE"
+        load = partial(models.load_fitting, config=facts, device=device, dtype=torch.float32)
+        theirs, name = load(teacher, "--teacher", to_distil=True), "the teacher's ODE"
+        if isinstance(velocity := learned.velocity, GuidedTeacherVelocity):
+            guide = load(velocity.guide, "its guide", to_distil=True, or_classless=True)
+            theirs, name = theirs.guided_by(guide, velocity.guidance), "the guided teacher's ODE"
+        path = LearnedOde(theirs.net, label, heun)
     elif learned.learns is Kind.velocity:
         path, name = LearnedOde(model.net, label, heun), "the model's own ODE"
     elif toy:

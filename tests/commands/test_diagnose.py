@@ -29,6 +29,21 @@ def test_a_recipes_teacher_is_found_from_a_file_of_its_student(models, tmp_path)
     assert found["teacher"] == str(tmp_path / "run" / "teacher")
 
 
+def test_a_guided_teachers_ode_is_what_its_student_learned(models, tmp_path):
+    weights, config = checkpoint.read_weights(models / "student")
+    config["objective"]["velocity"] = {
+        "_target_": "scm.method.velocity.GuidedTeacher",
+        "guide": str(models / "teacher"),
+        "guidance": 1.0,  # by which nothing moves
+    }
+    checkpoint.save_weights(tmp_path / "guided.safetensors", weights, config)
+    found = diagnosed(tmp_path / "guided.safetensors", tmp_path / "out")
+    plain = diagnosed(models / "student", tmp_path / "plain")
+    assert found["path"] == "the guided teacher's ODE"
+    for mine, theirs in zip(found["times"], plain["times"], strict=True):
+        assert mine == pytest.approx(theirs, rel=1e-3, abs=1e-5)
+
+
 def diagnosed(run, out, *arguments):
     diagnose.main([str(run), "--out", str(out), "-n", "3", "--steps", str(STEPS), *arguments])
     return json.loads((out / "diagnostics.json").read_text())
