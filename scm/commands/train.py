@@ -152,7 +152,7 @@ def from_python(overrides: Sequence[str], path: Path) -> dict[str, Any]:
 Files = Callable[[dict[str, Any]], dict[str, str]]  # a run's config -> what stands in its .hydra/
 
 
-def run(config: Config, folder: RunFolder, files: Files = hydra_files) -> dict[str, Any]:
+def run(config: Config, folder: RunFolder, files: Files | None = None) -> dict[str, Any]:
     """Train this config in this folder, or go on with it, or say that it is done.
 
     Returns what metrics.json holds: the teacher's, where that was stopped.
@@ -161,7 +161,7 @@ def run(config: Config, folder: RunFolder, files: Files = hydra_files) -> dict[s
     if folder.status() is Status.done:
         jobs = jobs[-1:]  # whatever has become of its teacher
     for job in jobs:
-        found = _carried_out(job, files)
+        found = _carried_out(job, files or hydra_files)
         if found["status"] == Status.stopped:
             break
     return found

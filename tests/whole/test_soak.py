@@ -132,6 +132,16 @@ OF_OPTIONS = {  # keys that only some options have
         "objective.velocity.sigma_min": log_uniform(0.1, 10),
         "objective.velocity.points": one_of("null", 1, 100),
     },
+    ("objective/velocity", "guided"): {"objective.velocity.guidance": uniform(0, 4)},
+    ("matching", "dmd"): {
+        "matching.weight": log_uniform(0.1, 100),
+        "matching.score_steps": one_of(1, 2),
+        "matching.calls_at": one_of("[]", "[1.1]", "[1.3,0.8]"),
+        "matching.sigma_max": log_uniform(20, 200),
+        "matching.times.P_mean": uniform(-2, 2),
+        "matching.times.P_std": log_uniform(0.2, 3),
+        "matching.optimizer.lr": log_uniform(1e-5, 1e-3),
+    },
     ("model/time_embedding", "positional"): {
         "model.time_embedding.max_positions": log_uniform(10, 1e5)
     },
@@ -181,6 +191,9 @@ def drawn(rng, digits, teacher):
         choice["sampler"] = rng.choice(("one_step", "two_step", "multi_step", *flow))
     if data == "mnist" and choice["objective"] in ("diffusion", "sct", "ect", "discrete_ct"):
         choice["objective/velocity"] = rng.choice(("pair", "data_mean"))
+    if choice["objective"] in DISTILLED:
+        choice["objective/velocity"] = rng.choice(("teacher", "guided"))
+        choice["matching"] = rng.choice(("none", "dmd"))
     values = dict(VALUES)
     if choice["objective"] in FLOW:
         values["model.time_embedding.c_noise"] = one_of("t")  # log(sigma) is infinite at s = 0
@@ -195,6 +208,8 @@ def drawn(rng, digits, teacher):
         overrides += [*digits, f"model.num_classes={rng.choice((0, 10))}"]
     if choice["objective"] in DISTILLED:
         overrides += [f"objective.teacher={teacher}", "objective.init=null"]
+        if choice["objective/velocity"] == "guided":
+            overrides.append(f"objective.velocity.guide={teacher}")
     return [text.replace(" ", "") for text in overrides]
 
 
