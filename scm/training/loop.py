@@ -162,9 +162,14 @@ def compiled(
 
 
 class Steps:
-    """One learner's steps: gradients of the whole batch, clip, optimiser, average."""
+    """One learner's steps: gradients of the whole batch, clip, optimiser, average.
 
-    def __init__(self, learner: Learner, objective: Objective, task: Task, first: Draw) -> None:
+    `first` draws a step's batch, on which compiled passes are tried.
+    """
+
+    def __init__(
+        self, learner: Learner, objective: Objective, task: Task, first: Callable[[], Draw]
+    ) -> None:
         trainer, world = task.trainer, task.world
         self.learner, self.task = learner, task
         self.parameters = [p for p in learner.net.parameters() if p.requires_grad]
@@ -172,7 +177,7 @@ class Steps:
         self.exponent = schedules.ema_exponent(trainer.ema_sigma_rel)
         learner.net.train()
         sizes = {rows.stop - rows.start: rows for rows in self.parts}
-        draws = (first.part(rows) for rows in sizes.values())
+        draws = (first().part(rows) for rows in sizes.values())
         objective = compiled(objective, learner.net, draws, trainer.compile)
         self.batch_loss = world.parallel(
             BatchLoss(learner.net, objective), uses_all=objective.adaptive_weight
@@ -213,12 +218,13 @@ def train_steps(
     `progress` says which part of the budget in [0, 1] is used; the learning rate follows it.
     `score` learns the samples that matching compares with the data; it moves first.
     """
-    mine, matching = Steps(learner, task.objective, task, task.draw(0)), task.objective.matching
+    mine = Steps(learner, task.objective, task, lambda: task.draw(0))
+    matching = task.objective.matching
     if matching is None or score is None:
         while True:
             yield mine.take(task.draw(learner.step), progress())
     samples = matching.of_samples(learner.net)
-    theirs = Steps(score, samples, task, task.own_draw(0, 1))
+    theirs = Steps(score, samples, task, lambda: task.own_draw(0, 1))
     while True:
         for turn in range(1, matching.score_steps + 1):
             draw = task.own_draw(learner.step, turn)
