@@ -24,14 +24,14 @@ SHOWN = (
     *("precision", "recall", "density", "coverage"),
     *("class_variation", "confidence", "memorisation"),
 )
-BEFORE_SECOND = 5  # columns; that one is shown where any result has it
+BY_SECOND = "second FD / floor"  # a column that is shown where any result has it
 COLUMNS = (
     "model",
     "sampler",
     "calls",
     "FD",
     "FD / floor",
-    "second FD / floor",
+    BY_SECOND,
     *SHOWN,
     "n",
     "seeds",
@@ -105,7 +105,8 @@ def table(results: list[dict[str, Any]]) -> str:
             raise UserError(f"results with different {part}.sha256, no comparison: {models}")
     rows = [[name.replace("_", " ") for name in COLUMNS], *map(row, results)]
     if not any(SECOND in result["metrics"] for result in results):
-        rows = [[*cells[:BEFORE_SECOND], *cells[BEFORE_SECOND + 1 :]] for cells in rows]
+        k = COLUMNS.index(BY_SECOND)
+        rows = [[*cells[:k], *cells[k + 1 :]] for cells in rows]
     return markdown_table(rows[0], rows[1:])
 
 

@@ -26,6 +26,7 @@ from scm.core.files import REPOSITORY, found
 from scm.data.dataset import Dataset
 from scm.method import trigflow
 from scm.method.guidance import Guided
+from scm.method.network import call
 from scm.method.samplers import Noise, Sampler, noise_blocks
 from scm.storage import store
 from scm.storage.folder import RunFolder, Status
@@ -152,7 +153,7 @@ class Model:
         Of a diffusion model the mean of the images that may be behind x_t, of the others the end
         of the trajectory. On the model's device, as x_t's copy is.
         """
-        return self._moved(x_t, t, 0.0, label, {})
+        return self._moved(x_t, t, None, label)
 
     @torch.no_grad()
     def flow(
@@ -167,21 +168,18 @@ class Model:
                 f"{self.path}: learns {learns.name}, so it has no second time; use denoise, or a "
                 "model of an objective such as meanflow"
             )
-        at = self._times(x_t, s)
-        return self._moved(x_t, t, s, label, {"s": at})
+        return self._moved(x_t, t, s, label)
 
     def _moved(
-        self,
-        x_t: Tensor,
-        t: float | Tensor,
-        s: float | Tensor,
-        label: Tensor | None,
-        second: dict[str, Tensor],
+        self, x_t: Tensor, t: float | Tensor, s: float | Tensor | None, label: Tensor | None
     ) -> Tensor:
+        """To s; None: to the data, with the network told no second time."""
         x_t, at = x_t.to(self.device), self._times(x_t, t)
+        to = None if s is None else self._times(x_t, s)
         label = label if label is None else label.to(self.device)
-        F, _ = self.net(x_t / self.sigma_data, at, label, **second)
-        return trigflow.flow_map(x_t, F, at, self._times(x_t, s), self.sigma_data)
+        F, _ = call(self.net, x_t / self.sigma_data, at, label, to)
+        to = torch.zeros_like(at) if to is None else to
+        return trigflow.flow_map(x_t, F, at, to, self.sigma_data)
 
     def _times(self, x_t: Tensor, t: float | Tensor) -> Tensor:
         return torch.as_tensor(t, dtype=x_t.dtype, device=self.device).expand(len(x_t))
