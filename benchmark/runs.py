@@ -18,8 +18,8 @@ STEPS, LOG_EVERY, EVALUATE_EVERY = 3000, 50, 500  # of experiment=mnist_sct
 PICTURE_BYTES = 70_000  # of a grid of 64 digits
 LOGGED = (
     *("train/loss", "train/error", "train/w", "tangent/rms", "tangent/r", "train/grad_norm"),
-    *("train/learning_rate", "train/ema_decay", "train/skipped_steps", "perf/images_per_second"),
-    *("perf/images_seen", "perf/seconds", "perf/peak_memory_bytes"),
+    *("train/learning_rate", "train/ema_decay", "train/skipped_steps", "usage/images_per_second"),
+    *("usage/images_seen", "usage/seconds", "usage/peak_memory_bytes"),
 )
 
 
@@ -72,7 +72,7 @@ def _write_history(file: Path, measured: dict[str, float], noise: random.Random)
     during = [tag for tag in measured if not tag.startswith("final/")]
     with file.open("w") as lines:
         for step in range(LOG_EVERY, STEPS + 1, LOG_EVERY):
-            logged = {tag: 1 + noise.random() for tag in LOGGED} | {"perf/seconds": step * 0.27}
+            logged = {tag: 1 + noise.random() for tag in LOGGED} | {"usage/seconds": step * 0.27}
             lines.write(json.dumps({"step": step, **logged}) + "\n")
             if step % EVALUATE_EVERY == 0:
                 shown = measured if step == STEPS else {tag: 1 + noise.random() for tag in during}

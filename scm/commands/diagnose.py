@@ -28,7 +28,7 @@ from scm.evaluation.toy import Toy
 from scm.evaluation.trajectories import ExactOde, LearnedOde, Measured, Pairs
 from scm.method.samplers import Heun
 from scm.storage import model as models
-from scm.storage.log import Logger
+from scm.storage.boards import TensorBoard
 from scm.storage.model import Model
 
 OUT = "diagnostics"  # the folder in the run's, and the numbers' file in it
@@ -70,11 +70,11 @@ def diagnose(arguments: argparse.Namespace) -> None:
         sigma_data=model.sigma_data,
     )
     out.mkdir(parents=True, exist_ok=True)
-    logger = Logger(out, step=0, config_text=f"path: {followed.name}")
+    board = TensorBoard(folder=out, step=0, config={"path": followed.name})
     for tag, picture in figures(followed, measured).items():
         pictures.save_png(out / f"{tag}.png", picture)
-        logger.picture(0, tag, picture)
-    logger.close()
+        board.picture(0, tag, picture)
+    board.close()
     numbers = {
         "model": arguments.model,
         "teacher": followed.teacher,

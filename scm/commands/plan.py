@@ -1,5 +1,6 @@
 """What is to be trained, in which folders, in which order; all of it checked, nothing started."""
 
+import json
 import os
 import shlex
 from collections.abc import Sequence
@@ -73,13 +74,19 @@ def plan(config: Config, folder: RunFolder) -> list[Job]:
 def _recipe(config: Config) -> Config:
     """The recipe's own config, on this run's seed and machine settings, then its overrides."""
     flat, objective = flatten(plain(config)), config.objective
+    logger = [f"logger=[{','.join(config.logger)}]"]
+    logger += [f"{key}={json.dumps(value)}" for key, value in flat.items() if _of_logger(key)]
     inherited = [f"{key}={'null' if flat[key] is None else flat[key]}" for key in INHERITED]
     recipe = f"experiment={objective.teacher_recipe}"
-    overrides = [recipe, *inherited, *objective.teacher_overrides]
+    overrides = [recipe, *inherited, *logger, *objective.teacher_overrides]
     try:
         return config_of(compose("config", overrides=overrides))
     except (HydraException, OmegaConfBaseException) as error:
         raise UserError(f"{_source(config)}: {one_line(error)}") from None
+
+
+def _of_logger(key: str) -> bool:
+    return key.startswith("logger.") and not key.endswith("_target_")
 
 
 def _source(config: Config) -> str:

@@ -16,9 +16,8 @@ from omegaconf.errors import (
 from scm.config.read import flatten, nearest, read
 from scm.config.schema import Config
 from scm.core.errors import UserError
-from scm.core.files import REPOSITORY
+from scm.core.files import CONF
 
-CONF = REPOSITORY / "conf"
 GROUPS = sorted(str(f.relative_to(CONF)) for f in CONF.rglob("*") if f.is_dir())
 SWEEPS = CONF.parent / "sweeps"
 NO_CONFIG = "Cannot find primary config"

@@ -152,6 +152,42 @@ class MLP(Model):
     blocks: int = size(1000)
 
 
+# ---------------------------------------------------------------- loggers
+
+
+class Board(Part):
+    """What every logger has."""
+
+    package: ClassVar[str] = ""  # that it needs beside this project's own
+
+
+class OwnBoard(Board):
+    """tensorboard, csv."""
+
+    targets = ("scm.storage.boards.TensorBoard", "scm.storage.boards.Csv")
+
+
+class Wandb(Board):
+    """wandb."""
+
+    targets = ("scm.storage.boards.Wandb",)
+    package = "wandb"
+    project: str
+    mode: str = allowed(
+        "offline, online or disabled", lambda v: v in ("offline", "online", "disabled")
+    )
+
+
+class Mlflow(Board):
+    """mlflow."""
+
+    targets = ("scm.storage.boards.Mlflow",)
+    package = "mlflow"
+    experiment: str
+    uri: str
+    artifacts: str
+
+
 # ---------------------------------------------------------------- samplers, optimisers
 
 

@@ -73,6 +73,11 @@ def flatten(config: Any, prefix: str = "") -> dict[str, Any]:
     }
 
 
+def identity(config: dict[str, Any]) -> dict[str, Any]:
+    """What of a plain config makes a run what it is: not where it is shown, its loggers."""
+    return {key: value for key, value in config.items() if key != "logger"}
+
+
 def differences(mine: dict[str, Any], theirs: dict[str, Any], absent: str = "None") -> str:
     """`a=1 (there: 2), ...` of the keys whose values differ; nothing where none do."""
     changed = [key for key in sorted(mine | theirs) if mine.get(key) != theirs.get(key)]

@@ -4,6 +4,8 @@ Types and ranges of single values have been checked by then (`scm.config.read`).
 object can judge (a sampler's times, a model's image size) are judged when it is built.
 """
 
+from importlib.util import find_spec
+
 from scm.config import allow, metrics
 from scm.config.methods import (
     Difference,
@@ -41,6 +43,12 @@ def check(config: Config) -> Config:
     if isinstance(derivative, Difference):
         _check_grid("objective.derivative", derivative)
     metrics.check_optimized(config)
+    for name, logger in config.logger.items():
+        if logger.package and find_spec(logger.package) is None:
+            raise UserError(
+                f"logger={name}: needs the package {logger.package}; "
+                f"pip install -e '.[{logger.package}]', or leave this logger out"
+            )
     return config
 
 

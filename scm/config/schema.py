@@ -8,7 +8,7 @@ from enum import Enum
 from typing import ClassVar
 
 from scm.config.methods import Matching, Objective, Velocity, Weighting
-from scm.config.parts import Data, Kind, Model, Optimizer, Sampler
+from scm.config.parts import Board, Data, Kind, Model, Optimizer, Sampler
 from scm.config.ranges import (
     between,
     count,
@@ -90,6 +90,7 @@ class Config:
     trainer: Trainer
     objective: Objective
     matching: Matching | None = None
+    logger: dict[str, Board] = field(default_factory=dict)
     seed: int = whole(0, 2**63 - 1)
     optimized_metric: str | None
 

@@ -19,6 +19,7 @@ from scm.core.errors import UserError
 CLONE = Path(__file__).resolve().parents[2]
 # what ships beside the code: conf, data, pretrained; a wheel puts it under the prefix (setup.py)
 REPOSITORY = CLONE if (CLONE / "conf").is_dir() else Path(sys.prefix) / "share" / "scm"
+CONF = REPOSITORY / "conf"
 WORK = CLONE if REPOSITORY == CLONE else Path()  # where `outputs` is
 REMEDIES = {  # what the user can do about an OSError that is not a mistake of this code
     errno.ENOSPC: "free some space and repeat the command",

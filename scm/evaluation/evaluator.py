@@ -36,6 +36,7 @@ class Evaluation:
     """Numbers under their tags, pictures under their file names without suffix."""
 
     metrics: dict[str, float] = field(default_factory=dict)
+    constants: dict[str, float] = field(default_factory=dict)  # the same at every evaluation
     pictures: dict[str, np.ndarray] = field(default_factory=dict)
 
 
@@ -69,7 +70,7 @@ class Evaluator:
             times = self.objective.draw_times
             result.metrics.update(toy.metrics(net, self.samplers, self.dataset, times))
             result.pictures.update(toy.pictures(net))
-        result.metrics.update(self._quality(model, final=final))
+        self._quality(model, result, final=final)
         return result
 
     def _noised(self, n: int, t: Tensor) -> Draw:
@@ -126,17 +127,17 @@ class Evaluator:
         started = time.perf_counter()
         images = model.sample(GRID_IMAGES, sampler=sampler, seed=self.config.seed)
         seconds = time.perf_counter() - started
-        result.metrics[f"eval/{name}/calls"] = sampler.calls
-        result.metrics[f"eval/{name}/images_per_second"] = GRID_IMAGES / seconds
-        result.metrics[f"eval/{name}/mean"] = float(images.mean())
-        result.metrics[f"eval/{name}/std"] = float(images.std())
+        result.constants[f"eval/{name}/calls"] = sampler.calls
+        result.metrics[f"samples/{name}/images_per_second"] = GRID_IMAGES / seconds
+        result.metrics[f"samples/{name}/mean"] = float(images.mean())
+        result.metrics[f"samples/{name}/std"] = float(images.std())
         if self.dataset.image_shape[1:] == (1, 1):
             reference = self.dataset.test_batch(4096).x0.cpu()
             result.pictures[name] = pictures.histogram(images, reference, f"{name}: {len(images)}")
         else:
             result.pictures[name] = pictures.grid(images, GRID_COLUMNS)
 
-    def _quality(self, model: Model, *, final: bool) -> dict[str, float]:
+    def _quality(self, model: Model, result: Evaluation, *, final: bool) -> None:
         """Every metric of every sampler under its tag, beside the floor of as many real images.
 
         A Frechet distance depends on the number of images, so few and many have their own tags.
@@ -146,15 +147,12 @@ class Evaluator:
         groups |= {"final": trainer.final_quality_images} if final else {}
         groups = {group: n for group, n in groups.items() if n}
         if self.quality is None or not groups:
-            return {}
-        most = max(groups.values())
-        judged = {f"{group}/floor": self.quality.floor(n) for group, n in groups.items()}
-        for name, sampler in self.samplers.items():
-            images = to_uint8(model.sample(most, sampler=sampler, seed=self.config.seed))
+            return
+        for group, n in groups.items():
+            floor = self.quality.floor(n)
+            result.constants |= {f"{group}/floor/{name}": value for name, value in floor.items()}
+        for sampler_name, sampler in self.samplers.items():
+            most = model.sample(max(groups.values()), sampler=sampler, seed=self.config.seed)
             for group, n in groups.items():  # the few are the first of the many
-                judged[f"{group}/{name}"] = self.quality.measure(images[:n])
-        return {
-            f"{tag}/{name}": value
-            for tag, measured in judged.items()
-            for name, value in measured.items()
-        }
+                for name, value in self.quality.measure(to_uint8(most[:n])).items():
+                    result.metrics[f"{group}/{sampler_name}/{name}"] = value

@@ -146,4 +146,13 @@ def doubts(runs: Sequence[Run]) -> list[str]:
         several = sorted({str(value) for value in found if value is not None})
         if len(several) > 1:
             said.append(f"These runs are of different {what}: {', '.join(several)}.")
+    for setting in settings(runs):
+        of_seed = {run.seed: run for run in setting.runs if run.done}
+        for seed, counts in of_seed.items():
+            same = sum(run.done and run.seed == seed for run in setting.runs)
+            if same > 1:
+                said.append(
+                    f"{same} runs of {setting.label} have the seed {seed}: "
+                    f"the last of them, {counts.path.name}, counts."
+                )
     return said

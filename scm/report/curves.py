@@ -50,7 +50,7 @@ def over_minutes(run: Run, steps: Sequence[int]) -> Sequence[float]:
     import numpy as np
 
     found = run.history.items()
-    times = {step: logged["perf/seconds"] for step, logged in found if "perf/seconds" in logged}
+    times = {step: logged["usage/seconds"] for step, logged in found if "usage/seconds" in logged}
     minutes = np.interp(steps, [0, *times], [0, *(time / 60 for time in times.values())])
     return minutes.tolist() if times else []
 

@@ -22,7 +22,7 @@ UNREADABLE = "unreadable"
 KINDS = {"status": str, "metrics": dict, "quality": dict, "git_commit": str, "device": str}
 LARGEST = 1e100  # a number beyond is a damaged one
 LARGEST_PICTURE = 400_000  # bytes
-NOT_SETTINGS = ("seed", "optimized_metric")  # by which runs of one setting may differ
+NOT_SETTINGS = ("seed", "optimized_metric", "logger")  # by which runs of one setting may differ
 
 
 def is_finite(value: Any) -> TypeGuard[float]:
@@ -199,7 +199,9 @@ def settings(runs: Sequence[Run]) -> list[Setting]:
     """Runs by their config without the seed, labelled by the overrides that not all have."""
     groups: dict[Any, list[Run]] = {}
     for run in runs:
-        key = [(k, repr(v)) for k, v in run.config.items() if k not in NOT_SETTINGS]
+        key = [
+            (k, repr(v)) for k, v in run.config.items() if k.partition(".")[0] not in NOT_SETTINGS
+        ]
         groups.setdefault(tuple(key) or run.path, []).append(run)
     given = [set(run.overrides) for run in runs if run.overrides]
     shared = set.intersection(*given) if given else set()

@@ -13,7 +13,7 @@ from typing import Any, TextIO
 
 import yaml
 
-from scm.config.read import differences, flatten
+from scm.config.read import differences, flatten, identity
 from scm.core.errors import UserError
 from scm.core.files import reading, write_atomic, write_json
 
@@ -99,10 +99,10 @@ class RunFolder:
             raise self._not_this("holds files but no run; name a new or empty folder")
         try:
             with reading(file, "the config of a run", RESTORE):
-                theirs = flatten(dict(yaml.safe_load(file.read_text())))
+                theirs = flatten(identity(dict(yaml.safe_load(file.read_text()))))
         except UserError as error:
             raise NotThisRuns(str(error)) from error
-        if changed := differences(flatten(config), theirs):
+        if changed := differences(flatten(identity(config)), theirs):
             raise self._not_this(
                 f"holds a run with another configuration: {changed}; repeat its overrides to "
                 "go on with it, or name another folder"

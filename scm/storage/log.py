@@ -1,44 +1,28 @@
-"""The record of a run: metrics.jsonl and TensorBoard, the same numbers under the same tags.
+"""The record of a run: metrics.jsonl, and boards that show the same numbers under the same tags.
 
-Tags stand in few fixed groups: train/ tangent/ eval/ quality/ final/ perf/ samples/. A run ends
-where metrics.jsonl cannot be written; where TensorBoard's file cannot be, it goes on without.
+Tags stand in few fixed groups: train/ tangent/ eval/ quality/ final/ usage/ samples/. A run ends
+where metrics.jsonl cannot be written; where a board cannot take what it is given, it goes on
+without that board.
 """
 
 import json
 import logging
-import os
-import socket
-import time
+from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from tensorboard.compat.proto.event_pb2 import Event, SessionLog
-from tensorboard.compat.proto.summary_pb2 import Summary
-from tensorboard.summary.writer.record_writer import RecordWriter
-from torch.utils.tensorboard import summary as summaries
 
 from scm.core.errors import UserError
 from scm.core.files import append_line, reading, write_atomic
+from scm.core.interrupts import Interrupted
+from scm.storage.boards import Board
 
 log = logging.getLogger(__name__)
 
-
-def plain_settings(config: dict[str, Any]) -> dict[str, Any]:
-    """Those of a flat config that TensorBoard can hold, a part's class under the part's key.
-
-    {"optimizer.lr": 0.1, "weighting._target_": "scm.method.weighting.Unit"} is
-    {"optimizer.lr": 0.1, "weighting": "Unit"}.
-    """
-    row: dict[str, Any] = {}
-    for key, value in config.items():
-        part, _, name = key.rpartition(".")
-        if name == "_target_":
-            row[part] = str(value).rpartition(".")[2]
-        elif isinstance(value, (bool, int, float, str)):
-            row[key] = value
-    return row
+Opening = Callable[[list[dict[str, Any]]], Board]  # a board, given the records that are kept
 
 
 class Logger:
@@ -48,74 +32,66 @@ class Logger:
     that it was done, and makes it again.
     """
 
-    def __init__(self, folder: Path, *, step: int, config_text: str, taken: bool = False) -> None:
+    def __init__(
+        self, folder: Path, *, step: int, boards: dict[str, Opening], taken: bool = False
+    ) -> None:
         self._jsonl = folder / "metrics.jsonl"
         self._taken = taken
+        kept: list[dict[str, Any]] = []
         if self._jsonl.exists():
             lines = self._jsonl.read_text(errors="replace").splitlines()
-            kept = [f"{line}\n" for line in lines if self._is_until(step, line)]
-            write_atomic(self._jsonl, "".join(kept).encode())
-        self._events: RecordWriter | None = None
-        name = f"events.out.tfevents.{time.time_ns()}.{socket.gethostname()}.{os.getpid()}"
-        try:
-            self._events = RecordWriter((folder / name).open("xb"))
-        except OSError as error:
-            self._without_board(error)
-        self._board(step + 1 if step else 0, file_version="brain.Event:2")
-        if step:  # TensorBoard, too, drops what came after it
-            self._board(step + 1, session_log=SessionLog(status=SessionLog.START))
-        else:
-            text = f"```yaml\n{config_text}\n```"
-            self._board(0, summary=summaries.text("config", text))
+            kept = [record for line in lines if (record := self._until(step, line))]
+            write_atomic(self._jsonl, "".join(f"{json.dumps(r)}\n" for r in kept).encode())
+        self._boards: dict[str, Board] = {}
+        for name, opening in boards.items():
+            self._to(name, partial(self._open, name, opening, kept))
 
     def scalars(self, step: int, values: dict[str, float]) -> None:
         """One record: a line of metrics.jsonl, and a scalar per tag."""
         append_line(self._jsonl, json.dumps({"step": step, **values}))
-        scalars = [summaries.scalar(tag, value).value[0] for tag, value in values.items()]
-        self._board(step, summary=Summary(value=scalars))
+        self._to_all(lambda board: board.scalars(step, values))
 
     def picture(self, step: int, tag: str, image: np.ndarray) -> None:
         """`image` is uint8 (H, W, 3)."""
-        self._board(step, summary=summaries.image(f"samples/{tag}", image, dataformats="HWC"))
+        self._to_all(lambda board: board.picture(step, tag, image))
 
-    def hparams(self, config: dict[str, Any], metrics: dict[str, float]) -> None:
-        """This run's row on TensorBoard's HParams page, which makes its columns from the rows.
-
-        `config` is flat; `metrics` are tags already logged here.
-        """
-        _, *row = summaries.hparams(plain_settings(config), metrics)  # the first is of columns
-        for summary in row:
-            self._board(0, summary=summary)
+    def end(self, metrics: dict[str, float]) -> None:
+        """The last metrics of a run that is done, whose tags are logged already."""
+        self._to_all(lambda board: board.end(metrics))
 
     def close(self) -> None:
-        """Close TensorBoard's file."""
-        if self._events is not None:
-            with suppress(OSError):
-                self._events.close()
-            self._events = None
+        """Let every board keep what it has."""
+        self._to_all(lambda board: board.close())
+        self._boards = {}
 
-    def _board(self, step: int, **what: Any) -> None:
-        """One event into TensorBoard's file, at once, where that can be written."""
-        if self._events is None:
-            return
+    def _open(self, name: str, opening: Opening, kept: list[dict[str, Any]]) -> None:
+        self._boards[name] = opening(kept)
+
+    def _to_all(self, action: Callable[[Board], None]) -> None:
+        for name, board in list(self._boards.items()):
+            self._to(name, partial(action, board))
+
+    def _to(self, name: str, action: Callable[[], None]) -> None:
+        """Whatever fails in a board, of another project's code or by a full disk, ends it alone."""
         try:
-            event = Event(wall_time=time.time(), step=step, **what)
-            self._events.write(event.SerializeToString())
-            self._events.flush()
-        except OSError as error:
-            self._without_board(error)
+            action()
+        except (UserError, Interrupted):
+            raise
+        except Exception as error:
+            log.warning("no more for %s: %s: %s", name, type(error).__name__, error)
+            board = self._boards.pop(name, None)
+            with suppress(Exception):
+                if board is not None:
+                    board.close()
 
-    def _without_board(self, error: OSError) -> None:
-        log.warning("no more for TensorBoard, its file cannot be written: %s", error)
-        self.close()
-
-    def _is_until(self, step: int, line: str) -> bool:
-        """Whether `line` came up to this step; a damaged record is not worth a run."""
+    def _until(self, step: int, line: str) -> dict[str, Any]:
+        """The record of this line where it came up to this step, else {}; so for a damaged one."""
         try:
             with reading(self._jsonl, "a record in each line"):
-                record = json.loads(line)
+                record: dict[str, Any] = json.loads(line)
                 evaluated = any(tag.startswith("eval/") for tag in record)
-                return record["step"] < step + (not (self._taken and evaluated))
+                kept = record["step"] < step + (not (self._taken and evaluated))
+                return record if kept else {}
         except UserError as error:
             log.warning("left out a line: %s", error)
-            return False
+            return {}

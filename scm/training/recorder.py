@@ -5,18 +5,19 @@ import math
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, closing, contextmanager
+from functools import partial
 from typing import Any
 
-import yaml
-
 from scm.config import metrics
-from scm.config.read import flatten, plain
+from scm.config.allow import construct
+from scm.config.read import identity, plain
 from scm.core import machine, provenance
 from scm.core.progress import Progress
 from scm.evaluation import pictures
 from scm.evaluation.evaluator import Evaluation
+from scm.storage.boards import Board
 from scm.storage.folder import Status
-from scm.storage.log import Logger
+from scm.storage.log import Logger, Opening
 from scm.training.assemble import Assembly
 from scm.training.loop import StepRecord
 from scm.training.meters import Counters, Meter
@@ -75,11 +76,10 @@ class Recorder:
     def opened(self) -> Iterator[None]:
         """The records, at the learner's step, are open while entered; the run is then `running`."""
         world, step = self._task.world, self._learner.step
-        text = yaml.safe_dump(plain(self._parts.config), sort_keys=False)
 
         def log_opened() -> None:
-            folder, taken = self._parts.folder.path, self.used() == 1
-            logger = Logger(folder, step=step, config_text=text, taken=taken)
+            folder, boards = self._parts.folder.path, _boards(self._parts, step)
+            logger = Logger(folder, step=step, boards=boards, taken=self.used() == 1)
             self._logger = opened.enter_context(closing(logger))
             self.write()
 
@@ -109,10 +109,10 @@ class Recorder:
             "train/learning_rate": record.learning_rate,
             "train/ema_decay": record.ema_decay,
             "train/skipped_steps": int(self._learner.skipped.total),
-            "perf/images_per_second": speed,
-            "perf/images_seen": self._learner.images_seen,
-            "perf/seconds": self.counters.seconds,
-            "perf/peak_memory_bytes": machine.peak_memory_bytes(self._parts.device),
+            "usage/images_per_second": speed,
+            "usage/images_seen": self._learner.images_seen,
+            "usage/seconds": self.counters.seconds,
+            "usage/peak_memory_bytes": machine.peak_memory_bytes(self._parts.device),
         }
         self._task.world.first(lambda: self._logger.scalars(record.step, values))
         loss, grad_norm = (means.get(f"train/{tag}", math.nan) for tag in ("loss", "grad_norm"))
@@ -138,7 +138,8 @@ class Recorder:
     def show(self, evaluation: Evaluation) -> None:
         """Write an evaluation's numbers and pictures."""
         step = self._learner.step
-        self._logger.scalars(step, evaluation.metrics)
+        best = {f"best/{self.best['metric']}": self.best["value"]} if self.best else {}
+        self._logger.scalars(step, {**evaluation.metrics, **best})
         for name, picture in evaluation.pictures.items():
             self._logger.picture(step, name, picture)
             try:
@@ -148,7 +149,7 @@ class Recorder:
 
     def show_end(self) -> None:
         """Write the run's row of settings and last metrics for TensorBoard."""
-        self._logger.hparams(flatten(plain(self._parts.config)), self.evaluated)
+        self._logger.end(self.evaluated)
         log.info("done: %s", self._parts.folder.path)
 
     def fail(self, traceback: str) -> None:
@@ -185,6 +186,22 @@ class Recorder:
             "best": self.best,
         }
         parts.folder.write_metrics({**metrics, **more})
+
+
+def _boards(parts: Assembly, step: int) -> dict[str, Opening]:
+    """How the boards that the config names are opened, by their names."""
+
+    def opening(name: str, records: list[dict[str, Any]]) -> Board:
+        given = {
+            "folder": lambda: parts.folder.path,
+            "step": lambda: step,
+            "config": lambda: identity(plain(parts.config)),
+            "records": lambda: records,
+        }
+        key, settings = f"logger.{name}", parts.config.logger[name]
+        return construct(Board, key, settings, given)  # type: ignore[type-abstract]
+
+    return {name: partial(opening, name) for name in parts.config.logger}
 
 
 def _judged_by(parts: Assembly) -> dict[str, Any] | None:

@@ -6,7 +6,7 @@ import traceback
 from functools import partial
 from typing import Any
 
-from scm.config.read import plain
+from scm.config.read import identity, plain
 from scm.core import machine
 from scm.core.interrupts import Interrupted, Interrupts
 from scm.storage import store
@@ -47,7 +47,7 @@ def run(parts: Assembly) -> dict[str, Any]:
 
 def _resume(parts: Assembly, recorder: Recorder) -> None:
     """Go on from the newest whole checkpoint, where there is one; all processes do."""
-    saved = store.newest(parts.folder.checkpoints, plain(parts.config))
+    saved = store.newest(parts.folder.checkpoints, identity(plain(parts.config)))
     if saved is not None:
         parts.learner.load_state_dict(saved)
         if parts.score is not None:
@@ -79,7 +79,7 @@ def _train(parts: Assembly, recorder: Recorder, interrupts: Interrupts) -> int:
 def _save(parts: Assembly, recorder: Recorder) -> None:
     """Write a checkpoint, the averaged weights by themselves, and metrics.json."""
     state = {
-        "config": plain(parts.config),
+        "config": identity(plain(parts.config)),
         **parts.learner.state_dict(),
         **({} if parts.score is None else {"score": parts.score.state_dict()}),
         **recorder.state_dict(),
@@ -92,7 +92,7 @@ def _save(parts: Assembly, recorder: Recorder) -> None:
 
 def _save_weights(parts: Assembly, name: str) -> None:
     weights = dict(parts.learner.ema.net.state_dict())
-    store.save_weights(parts.folder.checkpoints / name, weights, plain(parts.config))
+    store.save_weights(parts.folder.checkpoints / name, weights, identity(plain(parts.config)))
 
 
 def _finish(parts: Assembly, recorder: Recorder, interrupts: Interrupts) -> int:
@@ -117,6 +117,6 @@ def _evaluate(parts: Assembly, recorder: Recorder, *, final: bool) -> None:
     """Evaluate the averaged weights, keep them where they are the best so far, show the result."""
     learner = parts.learner
     evaluation = parts.evaluator(learner.ema.net, learner.step, final=final)
-    if recorder.is_best(evaluation.metrics):
+    if recorder.is_best({**evaluation.metrics, **evaluation.constants}):
         _save_weights(parts, store.BEST_FILE)
     recorder.show(evaluation)

@@ -16,7 +16,6 @@ from scm.commands import report
 from scm.config import metrics
 from scm.core.errors import UserError
 from scm.report import charts, compare, curves, read, tables
-from scm.storage import log as records
 
 CONFIG = {
     "optimized_metric": None,
@@ -42,8 +41,8 @@ def a_run(folder, name, seed, distance, *, status="done", **more):
     record = {"status": status, "seconds": 120.0, "git_commit": "abc", "metrics": metrics, **more}
     (path / "metrics.json").write_text(json.dumps(record))
     lines = [
-        {"step": 1, "perf/seconds": 60.0, "tangent/rms": 4.0},
-        {"step": 2, "perf/seconds": 120.0, "tangent/rms": 2.0},
+        {"step": 1, "usage/seconds": 60.0, "tangent/rms": 4.0},
+        {"step": 2, "usage/seconds": 120.0, "tangent/rms": 2.0},
         {"step": 2, "quality/one_step/frechet_distance": distance},
     ]
     text = "".join(json.dumps(line) + "\n" for line in lines)
@@ -144,11 +143,6 @@ def test_running_failed_and_broken_runs_are_shown_and_not_counted(folder):
     with (folder / "summary.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert len(rows) == 9 and {row["status"] for row in rows} >= {"new", "unreadable", "failed"}
-
-
-def test_tensorboards_row_holds_plain_settings_and_classes():
-    config = {"lr": 0.1, "init": None, "times": [1], "norm._target_": "a.b.Rms", "on": True}
-    assert records.plain_settings(config) == {"lr": 0.1, "norm": "Rms", "on": True}
 
 
 def words(svg):
@@ -325,6 +319,16 @@ def test_what_makes_runs_incomparable_is_named(folder, more, word):
     a_run(folder, "weighting=inv_sigma,seed=1", 1, 12, **{**same, **more})
     said = f"These runs are of different {word}."
     assert compare.doubts(read.found([folder])) == [said]
+
+
+def test_of_two_runs_of_one_setting_and_seed_it_is_said_which_counts(folder):
+    a_run(folder, "weighting=unit,seed=0,again", 0, 40)
+    runs = read.found([folder])
+    (said,) = compare.doubts(runs)
+    assert said.startswith("2 runs of weighting=unit have the seed 0: the last of them,")
+    assert said.endswith(" weighting=unit,seed=0,again, counts.")
+    (unit,) = [s for s in read.settings(runs) if s.label == "weighting=unit"]
+    assert unit.values("final/one_step/frechet_distance")[0] == 40
 
 
 def test_several_folders_want_a_place_for_their_report(folder, tmp_path, capsys, monkeypatch):

@@ -8,11 +8,22 @@ import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.summary.writer.record_writer import RecordWriter
 
+from scm.storage.boards import Csv, TensorBoard, plain_settings
 from scm.storage.log import Logger
+
+CONFIG = {"seed": 0, "weighting": {"_target_": "scm.method.weighting.InverseSigma"}}
+
+
+def logger_at(folder, step, *, taken=False):
+    boards = {
+        "tensorboard": lambda records: TensorBoard(folder=folder, step=step, config=CONFIG),
+        "csv": lambda records: Csv(folder=folder, records=records),
+    }
+    return Logger(folder, step=step, boards=boards, taken=taken)
 
 
 def logged(folder, resumed_at, records):
-    logger = Logger(folder, step=resumed_at, config_text="seed: 0")
+    logger = logger_at(folder, resumed_at)
     for step, loss in records:
         logger.scalars(step, {"train/loss": loss, "train/grad_norm": 1.0})
     logger.close()
@@ -33,12 +44,16 @@ def test_a_resume_drops_what_came_after_its_step_in_both(tmp_path):
     board = on_board(tmp_path)
     assert [(event.step, event.value) for event in board.Scalars("train/loss")] == expected
     assert board.Tags()["scalars"] == ["train/loss", "train/grad_norm"]
+    rows = (tmp_path / "scalars.csv").read_text().splitlines()
+    assert rows[0] == "step,tag,value" and "9.0" not in "".join(rows)
+    losses = [row.split(",") for row in rows if "train/loss" in row]
+    assert [(int(step), float(value)) for step, _, value in losses] == expected
 
 
 def test_pictures_config_and_settings_are_on_the_board(tmp_path):
-    logger = Logger(tmp_path, step=0, config_text="seed: 0")
+    logger = logger_at(tmp_path, 0)
     logger.picture(1, "grid", np.full((2, 3, 3), 255, np.uint8))
-    logger.hparams({"seed": 0}, {"eval/loss": 1.0})
+    logger.end({"eval/loss": 1.0})
     board = on_board(tmp_path)  # all is in the file before it is closed
     (picture,) = board.Images("samples/grid")
     assert (picture.step, picture.height, picture.width) == (1, 2, 3)
@@ -62,7 +77,7 @@ def test_a_full_disk_costs_tensorboards_file_alone(tmp_path, monkeypatch, caplog
     monkeypatch.setattr(RecordWriter, "write", limited)
     logged(tmp_path, 0, [(1, 0.5), (2, 0.25)])
     assert len((tmp_path / "metrics.jsonl").read_text().splitlines()) == 2
-    assert caplog.text.count("no more for TensorBoard") == 1
+    assert caplog.text.count("no more for tensorboard") == 1
 
 
 @pytest.mark.parametrize(("taken", "kept"), [(False, 3), (True, 2)])
@@ -75,5 +90,23 @@ def test_an_end_that_was_not_reached_leaves_no_evaluation_behind(tmp_path, taken
     ]
     file = tmp_path / "metrics.jsonl"
     file.write_text("".join(f"{json.dumps(line)}\n" for line in lines))
-    Logger(tmp_path, step=4, config_text="", taken=taken).close()
+    logger_at(tmp_path, 4, taken=taken).close()
     assert [json.loads(line) for line in file.read_text().splitlines()] == lines[:kept]
+
+
+def test_settings_go_by_the_names_that_a_person_types():
+    config = {
+        **CONFIG,
+        "objective": {"name": "ect", "tangent": {"_target_": "scm.method.tangent.Power", "p": 0.5}},
+        "norm": {"_target_": "a.b.Rms"},
+        "on": True,
+        "none": None,
+    }
+    assert plain_settings(config) == {
+        "seed": 0,
+        "weighting": "inv_sigma",
+        "objective.name": "ect",
+        "objective.tangent": "power_half",
+        "objective.tangent.p": 0.5,
+        "on": "True",
+    }

@@ -43,10 +43,10 @@ def test_tensorboard_shows_scalars_pictures_config_and_hparams_in_one_run(tmp_pa
     trained(tmp_path / "run", *TINY["unet_small"])
     events = EventAccumulator(str(tmp_path / "run")).Reload()
     tags = events.Tags()
-    assert {"train/loss", "tangent/rms", "perf/images_per_second", "eval/loss"} <= set(
+    assert {"train/loss", "tangent/rms", "usage/images_per_second", "eval/loss"} <= set(
         tags["scalars"]
     )
-    groups = {"train", "tangent", "tangent_by_noise", "perf", "eval"}
+    groups = {"best", "eval", "samples", "tangent", "tangent_by_noise", "train", "usage"}
     assert {tag.split("/")[0] for tag in tags["scalars"]} == groups
     assert set(tags["images"]) == {
         f"samples/{n}" for n in ("one_step", "two_step", "denoising_strip", "loss_over_noise")

@@ -58,7 +58,7 @@ def records(folder):
     """Loss, error and the rest by step, without speeds and evaluations."""
     lines = map(json.loads, (folder / "metrics.jsonl").read_text().splitlines())
     return [
-        {tag: value for tag, value in line.items() if not tag.startswith("perf/")}
+        {tag: value for tag, value in line.items() if not tag.startswith("usage/")}
         for line in lines
         if "train/loss" in line
     ]
