@@ -140,7 +140,8 @@ def subject(arguments: argparse.Namespace, device: torch.device) -> Subject:
         theirs, name = load(teacher, "--teacher", to_distil=True), "the teacher's ODE"
         if isinstance(velocity := learned.velocity, GuidedTeacherVelocity):
             guide = load(velocity.guide, "its guide", to_distil=True, or_classless=True)
-            theirs, name = theirs.guided_by(guide, velocity.guidance), "the guided teacher's ODE"
+            theirs = theirs.guided_by(guide, velocity.guidance, velocity.below)
+            name = "the guided teacher's ODE"
         path = LearnedOde(theirs.net, label, heun)
     elif learned.learns is Kind.velocity:
         path, name = LearnedOde(model.net, label, heun), "the model's own ODE"

@@ -94,7 +94,8 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--out", type=Path, help="the JSON file (default: RUN/evaluation/SAMPLER.json)")
     options.add(p, "--sampler", action="append")
     options.add(
-        p, "--guide", "--guidance", "--batch-size", "--device", "--precision", "--overwrite"
+        *(p, "--guide", "--guidance", "--guidance-below", "--batch-size"),
+        *("--device", "--precision", "--overwrite"),
     )
     return p
 
@@ -149,15 +150,19 @@ def _of_model(model: Model, arguments: argparse.Namespace) -> Iterator[Subject]:
         sampler = model.sampler(name, settings)  # refuses one that does not suit the network
         if model.guide is not None:
             title = f"{title} guided {model.guide['guidance']:g}"
+            if model.guide["below"] is not None:
+                title += f" below {model.guide['below']:g}"
         origin = _origin(name, settings, sampler, model)
         yield Subject(model.path, title, seeds, n, model.facts.data, model, sampler, origin)
 
 
 def _of_file(path: Path, arguments: argparse.Namespace) -> Subject:
     """The images of an .npz file, or of a folder of PNGs."""
-    for option in ("sampler", "seeds", "guide", "guidance"):
+    for option in ("sampler", "seeds", "guide", "guidance", "guidance_below"):
         if getattr(arguments, option) is not None:
-            raise UserError(f"{path}: holds samples already; leave --{option} away")
+            raise UserError(
+                f"{path}: holds samples already; leave --{option.replace('_', '-')} away"
+            )
     found = samples.load(path)
     n = arguments.n or len(found.images)
     if n > len(found.images):

@@ -1,9 +1,11 @@
 """Options that several commands share, and what they choose."""
 
 import argparse
+import math
 from typing import Any
 
 import torch
+import yaml
 
 from scm.config import parts
 from scm.config.compose import CONF, composed
@@ -14,7 +16,7 @@ from scm.storage import model as models
 from scm.storage.model import Model
 
 MOST_IMAGES = 1_000_000  # they are all held in memory
-GUIDANCE = 1.5
+GUIDED = yaml.safe_load((CONF / "objective" / "velocity" / "guided.yaml").read_text())
 OPTIONS: dict[str, dict[str, Any]] = {
     "--sampler": {
         "nargs": "+",
@@ -28,7 +30,13 @@ OPTIONS: dict[str, dict[str, Any]] = {
     },
     "--guidance": {
         "type": float,
-        "help": f"how far: 1 is the model alone (default with --guide: {GUIDANCE})",
+        "help": "how far: 1 is the model alone (default with --guide: as in "
+        "conf/objective/velocity/guided.yaml)",
+    },
+    "--guidance-below": {
+        "type": float,
+        "metavar": "SIGMA",
+        "help": "the noise level from which on it is guided (default: as there; inf: everywhere)",
     },
     "--seed": {"type": int, "default": 0, "help": "of the noise (default: %(default)s)"},
     "--batch-size": {"type": int, "default": 256, "help": "images at once (%(default)s)"},
@@ -58,17 +66,22 @@ def chosen_machine(arguments: argparse.Namespace) -> tuple[torch.device, torch.d
 
 def guided(model: Model, arguments: argparse.Namespace, dtype: torch.dtype) -> Model:
     """The model with what `--guide` and `--guidance` ask for. UserError where they do not fit."""
-    guidance, guide = arguments.guidance, arguments.guide
-    if guide is None and guidance is not None and model.facts.model.num_classes:
+    asked = {"guidance": arguments.guidance, "below": arguments.guidance_below}
+    given = {name: value for name, value in asked.items() if value is not None}
+    guide = arguments.guide
+    if guide is None and given and model.facts.model.num_classes:
         guide = model.facts.data.teacher  # of the same data, without classes
     if guide is None:
-        if guidance is not None:
-            raise UserError(f"--guidance {guidance:g}: needs a weaker model, --guide MODEL")
+        if given:
+            raise UserError("--guidance: needs a weaker model, --guide MODEL")
         return model
-    if guidance is not None and not 0 <= guidance <= 100:
-        raise UserError(f"--guidance {guidance:g}: must be a number in 0 ... 100")
     weaker = models.load(guide, model.device, dtype)
-    return model.guided_by(weaker, GUIDANCE if guidance is None else guidance)
+    guidance, below = (given.get(name, GUIDED.get(name)) for name in asked)
+    if not 0 <= guidance <= 100:
+        raise UserError(f"--guidance {guidance:g}: must be a number in 0 ... 100")
+    if below is not None and not below > 0:
+        raise UserError(f"--guidance-below {below:g}: must be a noise level above 0")
+    return model.guided_by(weaker, guidance, None if below == math.inf else below)
 
 
 def chosen_sampler(words: list[str]) -> tuple[str, parts.Sampler]:

@@ -68,6 +68,7 @@ class GuidedTeacherVelocity(TeacherVelocity):
     targets = ("scm.method.velocity.GuidedTeacher",)
     guide: str
     guidance: float = between(0, 100)
+    below: float | None = positive()
 
 
 class ExactVelocity(Velocity):

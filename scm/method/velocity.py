@@ -167,11 +167,19 @@ class GuidedTeacher(Teacher):
         teacher: nn.Module,
         guide: str,  # where the weaker model is
         guidance: float,
+        below: float | None,  # the noise level sigma, from which on it is the teacher's alone
         load_guide: Callable[[str], tuple[nn.Module, bool]],  # and whether it is told labels
         sigma_data: float,
     ) -> None:
         weaker, hears = load_guide(guide)
-        guided = Guided(teacher, weaker, guidance=guidance, guide_hears_label=hears)
+        guided = Guided(
+            teacher,
+            weaker,
+            guidance=guidance,
+            below=below,
+            guide_hears_label=hears,
+            sigma_data=sigma_data,
+        )
         super().__init__(teacher=guided, sigma_data=sigma_data)
 
 

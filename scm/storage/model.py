@@ -66,15 +66,25 @@ class Model:
         net = self.net.net if isinstance(self.net, Guided) else self.net
         return store.weights_digest(dict(net.state_dict()))
 
-    def guided_by(self, guide: "Model", guidance: float) -> "Model":
-        """This diffusion model, moved away from a weaker one. UserError where they do not fit."""
+    def guided_by(self, guide: "Model", guidance: float, below: float | None) -> "Model":
+        """This diffusion model, moved away from a weaker one where sigma is at most `below`.
+
+        Raises UserError where they do not fit.
+        """
         rules.check_velocity(self.facts, f"--guide {guide.path}: {self.path}")
         rules.check_velocity(guide.facts, f"--guide {guide.path}")
         rules.check_fits(guide.facts, self.facts, f"--guide {guide.path}", or_classless=True)
         hears = guide.facts.model.num_classes > 0
-        net = Guided(self.net, guide.net, guidance=guidance, guide_hears_label=hears)
-        facts = {"path": str(guide.path), store.WEIGHTS_SHA256: guide.sha256, "guidance": guidance}
-        return replace(self, net=net, guide=facts)
+        net = Guided(
+            self.net,
+            guide.net,
+            guidance=guidance,
+            below=below,
+            guide_hears_label=hears,
+            sigma_data=self.sigma_data,
+        )
+        facts = {"path": str(guide.path), store.WEIGHTS_SHA256: guide.sha256}
+        return replace(self, net=net, guide={**facts, "guidance": guidance, "below": below})
 
     def sampler(self, name: str, settings: parts.Sampler) -> Sampler:
         """The sampler of these settings. Raises UserError where it does not suit the network."""

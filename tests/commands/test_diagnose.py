@@ -35,6 +35,7 @@ def test_a_guided_teachers_ode_is_what_its_student_learned(models, tmp_path):
         "_target_": "scm.method.velocity.GuidedTeacher",
         "guide": str(models / "teacher"),
         "guidance": 1.0,  # by which nothing moves
+        "below": None,
     }
     checkpoint.save_weights(tmp_path / "guided.safetensors", weights, config)
     found = diagnosed(tmp_path / "guided.safetensors", tmp_path / "out")

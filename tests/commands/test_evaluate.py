@@ -51,18 +51,21 @@ def failure(arguments, capsys):
 def test_a_guided_model_is_measured_and_says_by_what(teacher, models, capsys, tmp_path):
     """As itself at guidance 1, as something else above; a file of its samples says the same."""
     one = ("-n", "30", "--precision", "fp32", "--sampler", "heun", "steps=2")
-    weaker = ("--guide", models / "teacher")
-    drawn = [*one, "--seed", "0", "--guidance", "3", "--out", tmp_path / "x.npz"]
+    weaker, everywhere = ("--guide", models / "teacher"), ("--guidance-below", "inf")
+    drawn = [*one, "--seed", "0", "--guidance", "3", *everywhere, "--out", tmp_path / "x.npz"]
     sample.main([str(word) for word in [teacher, *weaker, *drawn]])
     for guidance in ("1", "3"):
-        more = [teacher, *one, "--seeds", "1", *weaker, "--guidance", guidance]
+        more = [teacher, *one, "--seeds", "1", *weaker, "--guidance", guidance, *everywhere]
         evaluate.main([str(word) for word in more])
+    evaluate.main([str(word) for word in [teacher, *one, "--seeds", "1", *weaker]])  # as in conf
     evaluate.main([str(word) for word in [teacher, *one, "--seeds", "1"]])
     evaluate.main([str(tmp_path / "x.npz")])
     folder = teacher / "evaluation"
     alone = read(folder / "heun-steps-2-n30.json")
     same, far = (read(folder / f"heun-steps-2-guided-{w}-n30.json") for w in (1, 3))
     of_file = read(tmp_path / "x-n30.json")
+    by_default = read(folder / "heun-steps-2-guided-2-below-2-n30.json")["guide"]
+    assert (by_default["guidance"], by_default["below"], far["guide"]["below"]) == (2, 2, None)
     assert alone["guide"] is None and alone["calls"] == 3
     assert far["calls"] == of_file["calls"] == 6
     assert far["guide"] == of_file["guide"]

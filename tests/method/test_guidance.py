@@ -26,8 +26,9 @@ class Net(nn.Module):
         return F, w + self.data.s
 
 
-def guided(w, hears=True):
-    return Guided(Net(DATA), Net(WEAKER), guidance=w, guide_hears_label=hears)
+def guided(w, hears=True, below=None):
+    nets = Net(DATA), Net(WEAKER)
+    return Guided(*nets, guidance=w, below=below, guide_hears_label=hears, sigma_data=SD)
 
 
 @pytest.mark.parametrize("w", [0.0, 1.0, 1.5, 3.0])
@@ -59,6 +60,17 @@ def test_the_guide_is_told_the_label_where_it_has_classes(hears):
     assert net.guide.told == [label if hears else None]
 
 
+def test_above_a_noise_level_nothing_is_moved():
+    x, _, t = points()
+    sigmas = SD * torch.tan(t)
+    level = float(sigmas.sort().values[2:4].mean())
+    F, _ = guided(3.0, below=level)(x, t)
+    moved = trigflow.broadcast(sigmas <= level, x)
+    assert moved.any() and not moved.all()
+    expected = torch.where(moved, guided(3.0)(x, t)[0], DATA.diffusion_net(x, t)[0])
+    torch.testing.assert_close(F, expected)
+
+
 def test_a_guided_teachers_velocity_is_the_guided_networks():
     asked = []
 
@@ -70,7 +82,7 @@ def test_a_guided_teachers_velocity_is_the_guided_networks():
     draw = Draw(x0=x0, z=z, t=t, label=None)
     x_t = trigflow.interpolate(x0, z, t)
     dxdt = velocity.GuidedTeacher(
-        teacher=Net(DATA), guide="weak", guidance=2.5, load_guide=load, sigma_data=SD
+        teacher=Net(DATA), guide="weak", guidance=2.5, below=None, load_guide=load, sigma_data=SD
     )(None, x_t, draw, call)
     expected = DATA.velocity(x_t, t) + 1.5 * (DATA.velocity(x_t, t) - WEAKER.velocity(x_t, t))
     torch.testing.assert_close(dxdt, expected)

@@ -1,5 +1,6 @@
 """The wires between the parts of a step: each test fails for a fault in the line that calls."""
 
+import math
 from dataclasses import replace
 
 import pytest
@@ -188,8 +189,10 @@ def test_a_guided_teacher_is_the_teacher_moved_away_from_its_guide(models, tmp_p
     teacher = models / "teacher"
     more = (*TINY["unet_small"], "objective=scd", "objective/velocity=guided")
     more += (f"objective.teacher={teacher}", f"objective.velocity.guide={teacher}")
-    parts = built(tmp_path / "run", *more, "objective.velocity.guidance=2.5", teacher=teacher)
+    strength = ("objective.velocity.guidance=2.5", "objective.velocity.below=1.5")
+    parts = built(tmp_path / "run", *more, *strength, teacher=teacher)
     guided = parts.task.objective.velocity.teacher
+    assert guided.t_below == pytest.approx(math.atan(1.5 / 0.5))
     assert guided.guidance == 2.5 and guided.net is not guided.guide
     assert not any(p.requires_grad for p in guided.parameters()) and not guided.guide.training
     assert parts.sources[f"guide {teacher}"] == parts.sources["teacher"]
