@@ -2,6 +2,7 @@
 
 import copy
 import json
+import logging
 import math
 import sys
 from dataclasses import replace
@@ -127,7 +128,8 @@ def test_a_prediction_of_another_value_is_refused(error, half, said, monkeypatch
 
     monkeypatch.setitem(sys.modules, "onnxruntime", SimpleNamespace(InferenceSession=Session))
     if not said:
-        onnx.check(b"a graph", model, prediction, tmp_path / "net.onnx", half=half)
+        worst = onnx.check(b"a graph", model, prediction, tmp_path / "net.onnx", half=half)
+        assert worst == pytest.approx(error / model.sigma_data, rel=1e-2)
         return
     with pytest.raises(UserError, match=f"net.onnx: not written, its prediction {said}"):
         onnx.check(b"a graph", model, prediction, tmp_path / "net.onnx", half=half)
@@ -275,7 +277,7 @@ def test_what_onnxruntime_cannot_load_is_refused(student, tmp_path, monkeypatch)
 
 
 @with_onnx
-def test_the_command_writes_a_shipped_model_by_its_name(models, tmp_path, capsys):
+def test_the_command_writes_a_shipped_model_by_its_name(models, tmp_path, capsys, caplog):
     def failed(*words):
         with pytest.raises(SystemExit) as ended:
             export.main([*words, "--to", "onnx"])
@@ -283,7 +285,10 @@ def test_the_command_writes_a_shipped_model_by_its_name(models, tmp_path, capsys
         return capsys.readouterr().err.splitlines()[-1]
 
     toy, name = str(models / "toy"), str(tmp_path / "toy.v2")
-    export.main([toy, name, "--to", "onnx"])
+    with caplog.at_level(logging.INFO):
+        export.main([toy, name, "--to", "onnx"])
+    (line,) = [record.getMessage() for record in caplog.records]
+    assert line.startswith(f"{name}.onnx: 0.") and "differs from torch's by at most" in line
     assert [path.name for path in tmp_path.iterdir()] == ["toy.v2.onnx"]
     assert "toy.v2.onnx: exists" in failed(toy, f"{name}.onnx")
     export.main([toy, f"{name}.onnx", "--to", "onnx", "--half", "--overwrite"])
