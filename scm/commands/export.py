@@ -5,6 +5,7 @@ was written, beside it; and NAME.md, the model card, from these files and the ru
 hub: NAME is a folder as Hugging Face's hub has them, with model.safetensors, config.json and
 README.md. `scm.load` and every command read both.
 onnx: NAME.onnx, the network of any model that `scm.load` reads.
+diffusers: NAME is a folder with a consistency model for diffusers' SCMScheduler.
 """
 
 import argparse
@@ -17,13 +18,14 @@ from scm.commands import evaluate, options, results
 from scm.core.cli import Parser, check_file, command
 from scm.core.errors import UserError
 from scm.core.files import write_atomic, write_json
-from scm.export import card, onnx
+from scm.export import card, diffusers, onnx
 from scm.storage import model as models
 from scm.storage import store
 from scm.storage.folder import RunFolder, Status
 
 ENDINGS = (".safetensors", ".md")
 LARGEST = 10 * 2**20  # bytes of a file of weights that may stand in a repository
+FORMS = ("files", "hub", "onnx", "diffusers")
 JUDGING = {"-n": "n", "--seeds": "seeds", "--sampler": "sampler"}  # what judges shipped weights
 
 
@@ -33,7 +35,7 @@ def main(argv: list[str] | None = None) -> None:
     p = Parser(prog="python -m scm export", description=__doc__, formatter_class=formatter)
     p.add_argument("model", type=Path, help="the folder of a run that is done; see --to")
     p.add_argument("name", type=Path, help="the files to write, without their endings; a folder")
-    p.add_argument("--to", choices=["files", "hub", "onnx"], default="files", help="(%(default)s)")
+    p.add_argument("--to", choices=FORMS, default=FORMS[0], help="(%(default)s)")
     p.add_argument("-n", type=int, help=f"images to judge it by ({evaluate.IMAGES})")
     p.add_argument("--seeds", type=int, help=f"of noise to judge it by ({evaluate.SEEDS})")
     options.add(p, "--sampler", action="append")
@@ -48,10 +50,10 @@ def export(arguments: argparse.Namespace) -> None:
         raise UserError(
             "--half: stores weights as float16, which only --to onnx does; leave it out"
         )
-    if arguments.to == "onnx":
-        _converted(arguments)
-    else:
+    if arguments.to in ("files", "hub"):
         _shipped(arguments)
+    else:
+        _converted(arguments)
 
 
 def _converted(arguments: argparse.Namespace) -> None:
@@ -59,13 +61,18 @@ def _converted(arguments: argparse.Namespace) -> None:
     for option, key in JUDGING.items():
         if getattr(arguments, key) is not None:
             raise UserError(f"{option}: --to {arguments.to} judges no samples; leave it out")
-    onnx.check_installed()
-    file: Path = arguments.name
-    if file.suffix != ".onnx":
-        file = file.with_name(f"{file.name}.onnx")
-    check_file(file, overwrite=arguments.overwrite)
+    path: Path = arguments.name
+    if arguments.to == "onnx":
+        onnx.check_installed()
+        path = path if path.suffix == ".onnx" else path.with_name(f"{path.name}.onnx")
+        check_file(path, overwrite=arguments.overwrite)
+    else:
+        _check_folder(path, overwrite=arguments.overwrite)
     model = models.load(store.named(arguments.model), torch.device("cpu"), torch.float32)
-    onnx.write(model, file, half=arguments.half)
+    if arguments.to == "onnx":
+        onnx.write(model, path, half=arguments.half)
+    else:
+        diffusers.write(model, path)
 
 
 def _shipped(arguments: argparse.Namespace) -> None:
@@ -128,9 +135,14 @@ def _beside(arguments: argparse.Namespace) -> list[Path]:
 
 
 def _in_folder(arguments: argparse.Namespace) -> list[Path]:
-    """The same within a folder that is new, or may be overwritten."""
+    """The same within a folder."""
     folder: Path = arguments.name
-    if folder.exists() and not (folder.is_dir() and arguments.overwrite):
+    _check_folder(folder, overwrite=arguments.overwrite)
+    return [folder / store.HUB_FILE, folder / "README.md"]
+
+
+def _check_folder(folder: Path, *, overwrite: bool) -> None:
+    """Raise UserError unless the folder is new, or may be overwritten."""
+    if folder.exists() and not (folder.is_dir() and overwrite):
         raise UserError(f"{folder}: exists; name another folder, or add --overwrite")
     check_file(folder.with_name(folder.name + ".new"), overwrite=True)  # may it be made there?
-    return [folder / store.HUB_FILE, folder / "README.md"]

@@ -1,13 +1,9 @@
 """A network as one ONNX file, checked against torch before it is written.
 
 Inputs are `x_t` (batch, C, H, W) and the times `t` (batch,) in radians, and where the network has
-them `s` (batch,) and `label` (batch,) int64; the output is `prediction` (batch, C, H, W):
-
-    prediction = sigma_data F(x_t / sigma_data, t, s),
-    f(x_t, t, s) = cos(t - s) x_t - sin(t - s) prediction,
-
-with s = 0 for a network of one time. All but the label are float32, and the noise has standard
-deviation sigma_data, as everywhere. What a sampler must know stands in the file's metadata.
+them `s` (batch,) and `label` (batch,) int64; the output is the `prediction` (batch, C, H, W) of
+`scm.export.prediction`. All but the label are float32, and the noise has standard deviation
+sigma_data, as everywhere. What a sampler must know stands in the file's metadata.
 """
 
 import copy
@@ -22,12 +18,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from scm.config.read import plain
 from scm.core.errors import UserError
 from scm.core.files import write_atomic
-from scm.method.network import call
+from scm.export.prediction import Prediction
 from scm.storage.model import Model
 from scm.storage.store import WEIGHTS_SHA256
 
@@ -38,21 +34,6 @@ OPSET = 20
 TIMES = (0.02, 0.4, 0.8, 1.1, 1.5)  # radians at which both must agree
 TOLERANCE = 1e-4  # the largest difference of the two predictions, in units of sigma_data
 HALF_TOLERANCE = 1e-2  # the same where weights are rounded to 11 bits
-
-
-class Prediction(nn.Module):
-    """sigma_data F(x_t / sigma_data, t, label, s), without the learned log weight."""
-
-    def __init__(self, net: nn.Module, sigma_data: float) -> None:
-        super().__init__()
-        self.net, self.sigma_data = net, sigma_data
-
-    def forward(
-        self, x_t: Tensor, t: Tensor, s: Tensor | None = None, label: Tensor | None = None
-    ) -> Tensor:
-        """(B, C, H, W)."""
-        F, _ = call(self.net, x_t / self.sigma_data, t, label, s)
-        return self.sigma_data * F
 
 
 def write(model: Model, file: Path, *, half: bool = False) -> None:

@@ -11,16 +11,14 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from runs import TINY, quick
+from runs import TINY, untrained
 
 import scm
 from scm.commands import export
-from scm.config import compose
 from scm.core.errors import UserError
 from scm.export import onnx
 from scm.method import trigflow
 from scm.method.samplers import noise_blocks
-from scm.storage import model as models
 from scm.storage import store
 
 missing = [name for name in onnx.PACKAGES if find_spec(name) is None]
@@ -39,18 +37,6 @@ NETWORKS = {
     "conditional": (*TINY["unet_small"], "model.num_classes=10"),
     "both": (*TINY["unet_small"], "model.num_classes=10", "objective=lsd"),
 }
-
-
-def untrained(*overrides):
-    """A model whose every weight counts: layers that start at zero would hide what they are fed."""
-    config = compose.composed(quick(*overrides))
-    torch.manual_seed(0)
-    net = models.network(config, torch.device("cpu"), torch.float32)
-    with torch.no_grad():
-        for parameter in net.parameters():
-            if not parameter.any():
-                parameter.normal_(std=0.3)
-    return models.Model(net.eval().requires_grad_(False), config, torch.device("cpu"))
 
 
 def opened(file):
