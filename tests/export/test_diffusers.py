@@ -70,6 +70,8 @@ def test_the_folder_is_the_hubs_and_diffusers(folder):
     assert scheduler == {"_class_name": "SCMScheduler", "sigma_data": 0.5}
     text = (folder / "README.md").read_text()
     assert shipped.sha256 in text and 'from_pretrained("digits")' in text and "{" not in text
+    (block,) = re.findall(r"```python\n(.*?)```", text, re.S)
+    assert block in (REPOSITORY / "docs" / "python.md").read_text()
 
 
 def failure(arguments, capsys):

@@ -4,11 +4,16 @@ import copy
 import json
 import logging
 import math
+import re
+import shutil
+import subprocess
 import sys
 from dataclasses import replace
 from importlib.util import find_spec
+from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from runs import TINY, untrained
@@ -29,6 +34,7 @@ def with_onnx(test):
     return pytest.mark.slow(pytest.mark.skipif(bool(missing), reason="needs .[onnx]")(test))
 
 
+PAGE = Path(__file__).resolve().parents[2] / "docs" / "python.md"
 NETWORKS = {
     "unet": TINY["unet_attention"],
     "mobile": (*TINY["unet_mobile"], "model.multipliers=[1]"),
@@ -174,7 +180,21 @@ def test_steps_with_it_are_the_models(student, file):
             x_t = noise(k) if k == 0 else trigflow.interpolate(x, noise(k), t)
             prediction = predicted(session, x_t=x_t, t=t)
             x = math.cos(time) * x_t - math.sin(time) * prediction
-        torch.testing.assert_close(x, student.sample(6, steps=calls, seed=3), rtol=0, atol=2e-5)
+        torch.testing.assert_close(x, student.sample(6, steps=calls, seed=3), rtol=0, atol=1e-4)
+
+
+@with_onnx
+def test_the_pages_lines_make_the_models_images_without_torch(student, file, tmp_path):
+    blocks = re.findall(r"```python\n(.*?)```", PAGE.read_text(), re.S)
+    (block,) = [block for block in blocks if "onnxruntime" in block]
+    shutil.copy(file, tmp_path / "digits.onnx")
+    ending = "import sys\nassert 'torch' not in sys.modules\nnp.save('x.npy', x)\n"
+    subprocess.run([sys.executable, "-c", block + ending], cwd=tmp_path, check=True)
+    random = np.random.default_rng(0)
+    drawn = [0.5 * random.standard_normal((32, 1, 28, 28), np.float32) for _ in range(2)]
+    sampler = student.sampler_with(2)
+    x = sampler(student.net, lambda k: torch.from_numpy(drawn[k]), None)
+    torch.testing.assert_close(torch.from_numpy(np.load(tmp_path / "x.npy")), x, rtol=0, atol=1e-3)
 
 
 @with_onnx
