@@ -35,14 +35,11 @@ def load(name: str | Path, *, device: str = "auto", precision: str = "auto") -> 
 
     Raises UserError where there is none, or it is damaged, or a device is not there.
     """
-    from scm.config.metrics import PRETRAINED
     from scm.core import machine
-    from scm.storage import model
+    from scm.storage import model, store
 
-    shipped = PRETRAINED / f"{name}.safetensors"
     on = machine.find_device(device)
-    path = shipped if shipped.exists() and not Path(name).exists() else name
-    return model.load(path, on, machine.find_dtype(precision, on))
+    return model.load(store.named(name), on, machine.find_dtype(precision, on))
 
 
 def train(overrides: Sequence[str] = (), *, folder: str | Path) -> Run:

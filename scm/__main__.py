@@ -13,7 +13,7 @@ COMMANDS = {
     "results": "a Markdown table of evaluations",
     "diagnose": "tangents and consistency errors along trajectories",
     "report": "compare runs: tables, tests, charts, one page",
-    "export": "ship a run's model with its card",
+    "export": "ship a model: with its card, for the hub, as ONNX, for diffusers",
     "features": "train the classifier that judges samples",
 }
 

@@ -1,55 +1,83 @@
-"""Ship a run's model: `python -m scm export RUN pretrained/NAME`.
+"""Ship a model: `python -m scm export MODEL NAME`, with --to for other programs.
 
-Writes NAME.safetensors, the run's EMA weights with the config that made them; the evaluation of
-what was written beside it; and NAME.md, the model card, from these files and the run's metrics.
-With --to hub, NAME is a folder as Hugging Face's hub has them: model.safetensors, config.json and
+files: NAME.safetensors, a run's EMA weights with the config that made them; the evaluation of what
+was written, beside it; and NAME.md, the model card, from these files and the run's metrics.
+hub: NAME is a folder as Hugging Face's hub has them, with model.safetensors, config.json and
 README.md. `scm.load` and every command read both.
+onnx: NAME.onnx, the network of any model that `scm.load` reads.
+diffusers: NAME is a folder with a consistency model for diffusers' SCMScheduler.
 """
 
 import argparse
-import shlex
 from glob import escape
 from pathlib import Path
-from typing import Any
 
 import torch
-import yaml
 
 from scm.commands import evaluate, options, results
 from scm.core.cli import Parser, check_file, command
 from scm.core.errors import UserError
 from scm.core.files import write_atomic, write_json
-from scm.report import page
+from scm.export import card, diffusers, onnx
+from scm.storage import model as models
 from scm.storage import store
 from scm.storage.folder import RunFolder, Status
 
 ENDINGS = (".safetensors", ".md")
-FRONT = """---
-library_name: scm
-license: mit
-tags: [consistency-model, unconditional-image-generation, model_hub_mixin, pytorch_model_hub_mixin]
----
-
-"""
 LARGEST = 10 * 2**20  # bytes of a file of weights that may stand in a repository
+FORMS = ("files", "hub", "onnx", "diffusers")
+JUDGING = {"-n": "n", "--seeds": "seeds", "--sampler": "sampler"}  # what judges shipped weights
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Write the three; a user's mistake is one line and exit code 2."""
-    p = Parser(prog="python -m scm export", description=__doc__)
-    p.add_argument("run", type=Path, help="the folder of a run that is done")
+    """Write what is asked for; a user's mistake is one line and exit code 2."""
+    formatter = argparse.RawDescriptionHelpFormatter
+    p = Parser(prog="python -m scm export", description=__doc__, formatter_class=formatter)
+    p.add_argument("model", type=Path, help="the folder of a run that is done; see --to")
     p.add_argument("name", type=Path, help="the files to write, without their endings; a folder")
-    p.add_argument("--to", choices=["files", "hub"], default="files", help="(%(default)s)")
-    p.add_argument("-n", type=int, default=evaluate.IMAGES, help="to judge it by (%(default)s)")
-    p.add_argument("--seeds", type=int, default=evaluate.SEEDS, help="of noise (%(default)s)")
+    p.add_argument("--to", choices=FORMS, default=FORMS[0], help="(%(default)s)")
+    p.add_argument("-n", type=int, help=f"images to judge it by ({evaluate.IMAGES})")
+    p.add_argument("--seeds", type=int, help=f"of noise to judge it by ({evaluate.SEEDS})")
     options.add(p, "--sampler", action="append")
+    p.add_argument("--half", action="store_true", help="of --to onnx: weights as float16")
     options.add(p, "--overwrite")
     command(p, export, argv)
 
 
 def export(arguments: argparse.Namespace) -> None:
     """Do what `arguments` ask for; everything is checked first."""
-    run = RunFolder(arguments.run)
+    if arguments.half and arguments.to != "onnx":
+        raise UserError(
+            "--half: stores weights as float16, which only --to onnx does; leave it out"
+        )
+    if arguments.to in ("files", "hub"):
+        _shipped(arguments)
+    else:
+        _converted(arguments)
+
+
+def _converted(arguments: argparse.Namespace) -> None:
+    """The network of any model, for another program."""
+    for option, key in JUDGING.items():
+        if getattr(arguments, key) is not None:
+            raise UserError(f"{option}: --to {arguments.to} judges no samples; leave it out")
+    path: Path = arguments.name
+    if arguments.to == "onnx":
+        onnx.check_installed()
+        path = path if path.suffix == ".onnx" else path.with_name(f"{path.name}.onnx")
+        check_file(path, overwrite=arguments.overwrite)
+    else:
+        _check_folder(path, overwrite=arguments.overwrite)
+    model = models.load(store.named(arguments.model), torch.device("cpu"), torch.float32)
+    if arguments.to == "onnx":
+        onnx.write(model, path, half=arguments.half)
+    else:
+        diffusers.write(model, path)
+
+
+def _shipped(arguments: argparse.Namespace) -> None:
+    """The weights of a run that is done, judged as they are written, with a card."""
+    run = RunFolder(arguments.model)
     if not run.path.is_dir():
         raise UserError(f"{run.path}: no such run; name the folder of one that is done")
     if run.status() is not Status.done:
@@ -60,21 +88,37 @@ def export(arguments: argparse.Namespace) -> None:
     bytes_ = sum(tensor.nbytes for tensor in weights.values())
     if bytes_ > LARGEST and not is_hub:
         raise UserError(f"{run.path}: {bytes_ / 2**20:.1f} MiB of weights, more than 10")
-    judging = ["-n", str(arguments.n), "--seeds", str(arguments.seeds)]
-    for words in arguments.sampler or []:
-        judging += ["--sampler", *words]
-    judging.append("--overwrite")
+    judging = _judging(arguments)
     asked = evaluate.parser().parse_args
     evaluate.checked(asked([str(run.path), *judging]), torch.device("cpu"), torch.float32)
     weights_file.parent.mkdir(exist_ok=True)
     store.save_weights(weights_file, weights, config)
     judged = [str(weights_file), *judging]
     evaluate.evaluate(asked(judged))
-    text = card(run, weights_file, config, judged)
+    text = card.card(run, weights_file, config, judged, _quality(weights_file))
     if is_hub:
         write_json(weights_file.with_name("config.json"), config)
-        text = FRONT + text.replace(f"# {weights_file.stem}\n", f"# {arguments.name.name}\n", 1)
+        text = card.of_the_hub(text, weights_file, arguments.name.name)
     write_atomic(card_file, text.encode())
+
+
+def _judging(arguments: argparse.Namespace) -> list[str]:
+    """What `evaluate` is told, beside the model."""
+    n = evaluate.IMAGES if arguments.n is None else arguments.n
+    seeds = evaluate.SEEDS if arguments.seeds is None else arguments.seeds
+    words = ["-n", str(n), "--seeds", str(seeds)]
+    for sampler in arguments.sampler or []:
+        words += ["--sampler", *sampler]
+    return [*words, "--overwrite"]
+
+
+def _quality(weights_file: Path) -> str:
+    """The table of the evaluations beside a file of weights that measured these weights."""
+    sha256 = store.stored_digest(weights_file)
+    found = map(
+        results.read, sorted(weights_file.parent.glob(f"{escape(weights_file.stem)}-*-n*.json"))
+    )
+    return results.table([one for one in found if one.get(store.WEIGHTS_SHA256) == sha256])
 
 
 def _beside(arguments: argparse.Namespace) -> list[Path]:
@@ -91,27 +135,14 @@ def _beside(arguments: argparse.Namespace) -> list[Path]:
 
 
 def _in_folder(arguments: argparse.Namespace) -> list[Path]:
-    """The same within a folder that is new, or may be overwritten."""
+    """The same within a folder."""
     folder: Path = arguments.name
-    if folder.exists() and not (folder.is_dir() and arguments.overwrite):
-        raise UserError(f"{folder}: exists; name another folder, or add --overwrite")
-    check_file(folder.with_name(folder.name + ".new"), overwrite=True)  # may it be made there?
+    _check_folder(folder, overwrite=arguments.overwrite)
     return [folder / store.HUB_FILE, folder / "README.md"]
 
 
-def card(run: RunFolder, weights_file: Path, config: dict[str, Any], judged: list[str]) -> str:
-    """The model card, Markdown; `judged` are the arguments that the evaluation was made with."""
-    name, sha256 = weights_file.stem, store.stored_digest(weights_file)
-    found = map(results.read, sorted(weights_file.parent.glob(f"{escape(name)}-*-n*.json")))
-    overrides = yaml.safe_load((run.path / ".hydra" / "overrides.yaml").read_text())
-    return page.filled(
-        "card.md.j2",
-        name=name,
-        run=run.metrics(),
-        overrides=shlex.join(overrides),
-        sha256=sha256,
-        judged=shlex.join(judged),
-        quality=results.table([one for one in found if one.get(store.WEIGHTS_SHA256) == sha256]),
-        config=config,
-        text=yaml.safe_dump(config, sort_keys=False).rstrip(),
-    )
+def _check_folder(folder: Path, *, overwrite: bool) -> None:
+    """Raise UserError unless the folder is new, or may be overwritten."""
+    if folder.exists() and not (folder.is_dir() and overwrite):
+        raise UserError(f"{folder}: exists; name another folder, or add --overwrite")
+    check_file(folder.with_name(folder.name + ".new"), overwrite=True)  # may it be made there?

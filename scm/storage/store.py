@@ -18,6 +18,7 @@ from safetensors import safe_open
 from safetensors.torch import save as safetensors_bytes
 from torch import Tensor
 
+from scm.config.metrics import PRETRAINED
 from scm.core.errors import UserError
 from scm.core.files import found, reading, write_atomic
 
@@ -117,6 +118,12 @@ def save_weights(path: Path, weights: dict[str, Tensor], config: dict[str, Any])
 def weights_digest(weights: dict[str, Tensor]) -> str:
     """SHA-256 of named weights: of names, dtypes, shapes and bytes, whatever file holds them."""
     return digest(dict(sorted(weights.items())))
+
+
+def named(name: str | Path) -> str | Path:
+    """The shipped weights of this name, such as mnist_scd; else, or where it exists, the path."""
+    shipped = PRETRAINED / f"{name}.safetensors"
+    return shipped if shipped.exists() and not Path(name).exists() else name
 
 
 def read_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:

@@ -19,6 +19,7 @@ from scm.evaluation import features
 from scm.evaluation.quality import Quality
 from scm.storage import model as build
 from scm.storage.folder import RunFolder
+from scm.storage.model import Model
 from scm.training.assemble import Assembly, assemble
 from scm.training.run import run
 
@@ -119,6 +120,19 @@ def trained_of(parts: Assembly) -> dict:
     """Run what is built."""
     with parts.folder.open({"config.yaml": yaml.safe_dump(plain(parts.config))}):
         return run(parts)
+
+
+def untrained(*overrides: str) -> Model:
+    """A model whose every weight counts: layers that start at zero would hide what they are fed."""
+    config = composed_once(tuple(quick(*overrides)))
+    torch.manual_seed(0)
+    net = build.network(config, torch.device("cpu"), torch.float32)
+    with torch.no_grad():
+        for parameter in net.parameters():
+            if not parameter.any():
+                parameter.normal_(std=0.3)
+    settings = plain(config)
+    return Model(net.eval().requires_grad_(False), config, torch.device("cpu"), config=settings)
 
 
 @functools.cache

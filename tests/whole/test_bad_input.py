@@ -221,6 +221,8 @@ CASES = (
     learn("--epochs", "0", "--out", "{place}/new", says="--epochs 0: must be"),
     export("{place}/empty", "{place}/new", says="the run is new, not done"),
     export("{place}/toy", "{place}/new", "-n", "5", says="-n 5: must be at least 10"),
+    export("{place}/toy", "{place}/new", "--half", says="--half: stores weights as float16"),
+    export("{place}/toy", "{place}/new", "--to", "onnx", "--seeds", "1", says="--seeds: --to onnx"),
     # benchmarks
     benchmark("--suite", "vibes", says="vibes"),
     benchmark("--overrides", "trainer.threads=0", says="trainer.threads=0"),

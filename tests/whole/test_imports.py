@@ -11,7 +11,7 @@ import pytest
 REPOSITORY = Path(__file__).resolve().parents[2]
 ORDER = (  # a package imports itself and those before it
     *("core", "config", "nets", "method", "data"),
-    *("storage", "evaluation", "training", "report", "commands"),
+    *("storage", "evaluation", "training", "report", "export", "commands"),
 )
 KNOWS_HYDRA = ("scm.config.compose.", "scm.commands.")
 
