@@ -46,7 +46,11 @@ STEPS: dict[str, tuple[str, str | None]] = {  # case -> option of conf/objective
     "sct naive": ("sct", "naive"),
     "scd dual": ("scd", "dual"),
 }
-METHODS = sorted(option.stem for option in (CONF / "objective").glob("*.yaml"))  # each as it is
+MATCHED = "scd, matching=dmd"
+METHODS = [
+    *sorted(option.stem for option in (CONF / "objective").glob("*.yaml")),  # each as it is
+    MATCHED,
+]
 UNCOMPILED_FORMS = ("split", "naive")  # torch.func.jvp and torch.compile do not go together
 
 
@@ -100,12 +104,12 @@ class Workshop:
 
     def step(self, label: Label) -> Work:
         """A step of training, from the batch to the optimiser and the averaged weights."""
-        objective, form = STEPS.get(label.case, (label.case, None))
-        parts = self.parts(label, f"objective={objective}")
+        case, form = STEPS.get(label.case, (label.case, None))
+        parts = self.parts(label, *f"objective={case}".split(", "))
         if form is not None:
             assert isinstance(parts.task.objective, Eulerian)
             parts.task.objective.derivative.jvp = FORMS[form]  # type: ignore[attr-defined]
-        steps = train_steps(parts.learner, parts.task, progress=lambda: 0.0)
+        steps = train_steps(parts.learner, parts.task, lambda: 0.0, parts.score)
         # a compiled step's FLOPs are not to be seen: they are the eager step's
         return Work(lambda: next(steps), images=label.batch_size, counted=not label.compiled)
 

@@ -13,7 +13,7 @@ from runs import DIGITS, TINY
 from benchmark import cases, memory, neighbour, process, reference, report, timing
 from benchmark import runs as sweep_runs
 from benchmark.__main__ import main
-from benchmark.cases import FORMS, METHODS, STEPS
+from benchmark.cases import FORMS, MATCHED, METHODS, STEPS
 from benchmark.suites import doublings
 from benchmark.timing import Case, Label, Timing, Work, count_flops, measure
 from scm.commands import report as sweep_report
@@ -90,10 +90,12 @@ def test_methods_suite_counts_the_passes_of_every_method(capsys, tmp_path, small
     assert (
         set(passes)
         == set(METHODS)
-        == {path.stem for path in (composing.CONF / "objective").glob("*.yaml")}
+        == {path.stem for path in (composing.CONF / "objective").glob("*.yaml")} | {MATCHED}
     )
     expected = {"sct": 4, "scd": 5, "ect": 4, "discrete_cd": 5, "improved_meanflow": 5, "lmd": 5}
     expected |= {"lsd": 5, "psd": 5, "meanflow": 4, "alpha_flow": 4}
+    # beside scd: samples, half of them by two calls, and two judges; samples and a score step
+    expected |= {MATCHED: 5 + (0.5 + 3 + 2) + (1.5 + 3)}
     assert {case: passes[case] for case in expected} == pytest.approx(expected, rel=0.06)
 
 
