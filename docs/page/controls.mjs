@@ -61,11 +61,11 @@ export function latest(fail, section, work) {
     section.setAttribute("aria-busy", "true");
     try {
       await (line = line.then(all, all));
-      section.setAttribute("aria-busy", "false");
     } catch (error) {
       fail(error);
     } finally {
       running = false;
+      section.setAttribute("aria-busy", "false");
     }
   };
 }

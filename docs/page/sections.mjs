@@ -18,7 +18,13 @@ const noiseOf = (seed) => (k) => scm.gaussian(seed, k, PIXELS);
 /** New noise becomes a digit by one call. */
 export function oneStep(page) {
   const nextSeed = page.seeds();
-  const run = latest(page.fail, find("one"), async (newer) => {
+  const caption = find("one-time");
+  caption.textContent = "loading the network …";
+  const fail = (error) => {
+    caption.textContent = "no digit";
+    page.fail(error);
+  };
+  const run = latest(fail, find("one"), async (newer) => {
     const seed = nextSeed();
     const z = noiseOf(seed)(0);
     show(find("one-noise"), z);
@@ -26,7 +32,7 @@ export function oneStep(page) {
     const [x, took] = await timed(scm.consistencySteps(predict, () => z, []));
     find("one-seed").textContent = `seed ${seed}`;
     find("one-seed").href = `?seed=${seed}`;
-    find("one-time").textContent = `one network call, ${took}`;
+    caption.textContent = `one network call, ${took}`;
     if (await film(find("one-digit"), x, z, () => !newer())) {
       page.say(`A digit from the noise of seed ${seed}: one network call, ${took}.`);
     }

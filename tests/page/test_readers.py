@@ -77,6 +77,7 @@ def test_a_missing_network_is_named(browser):
     with Server(Missing) as server:
         browser.open(server.address)
         assert "mnist_dmd.onnx could not be loaded" in message(browser)
+        assert browser.js("document.getElementById('one-time').textContent") == "no digit"
 
 
 def test_no_webassembly_is_named(browser, server):
