@@ -9,7 +9,7 @@ INSTALLED := .venv/.installed
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help install train test check mutants soak audit gpu lint format tensorboard
+.PHONY: help install train test check mutants soak audit gpu lint format tensorboard page
 
 help: ## list the commands
 	@echo 'usage: make COMMAND [ARGS="..."] [PYTHON=python3.12]'
@@ -69,3 +69,7 @@ format: $(INSTALLED) ## put the code into its format, mend what lint can mend
 
 tensorboard: $(INSTALLED) ## show all runs at http://127.0.0.1:6006; LOGDIR=outputs/sweeps/NAME: one sweep
 	$(BIN)/tensorboard --logdir $(LOGDIR) --host 127.0.0.1 --samples_per_plugin images=100
+
+page: $(INSTALLED) ## write what is built of docs/page anew; needs npm
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_ARGS) -e '.[onnx]' -c constraints.txt
+	$(BIN)/python docs/page/build.py --overwrite

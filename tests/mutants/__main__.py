@@ -80,7 +80,7 @@ def main(names: list[str]) -> int:
     files = tracked()
     sha = hashlib.sha256()
     for path in files:
-        if path.startswith(("scm/", "conf/", "tests/")):
+        if path.startswith(("scm/", "conf/", "tests/", "docs/page/")):
             sha.update(path.encode() + (REPOSITORY / path).read_bytes())
     key, known = sha.hexdigest()[:16], json.loads(FOUND.read_text()) if FOUND.exists() else {}
     found: dict[str, str | None] = known.get(key, {})
