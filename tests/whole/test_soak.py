@@ -132,7 +132,10 @@ OF_OPTIONS = {  # keys that only some options have
         "objective.velocity.sigma_min": log_uniform(0.1, 10),
         "objective.velocity.points": one_of("null", 1, 100),
     },
-    ("objective/velocity", "guided"): {"objective.velocity.guidance": uniform(0, 4)},
+    ("objective/velocity", "guided"): {
+        "objective.velocity.guidance": uniform(0, 4),
+        "objective.velocity.below": one_of("null", "0.5", "2"),
+    },
     ("matching", "dmd"): {
         "matching.weight": log_uniform(0.1, 100),
         "matching.score_steps": one_of(1, 2),
@@ -177,6 +180,7 @@ def drawn(rng, digits, teacher):
         "objective": rng.choice(kinds),
         "optimizer": rng.choice(options("optimizer")),
         "weighting": rng.choice(options("weighting")),
+        "logger": rng.choice(("tensorboard", "csv", "[tensorboard,csv]", "[]")),
         "model/time_embedding": rng.choice(options("model/time_embedding")),
     }
     if choice["objective"] == "diffusion":
