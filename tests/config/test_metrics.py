@@ -59,7 +59,7 @@ def test_quality_needs_a_feature_network(tmp_path, monkeypatch):
         ("quality/one_step/memorisation", 0),
         ("quality/floor/frechet_distance", 0),
         ("eval/one_step/calls", 0),
-        ("eval/one_step/std", 0),
+        ("samples/one_step/std", 0),
     ],
 )
 def test_what_has_no_better_direction_is_not_optimised(metric, direction):

@@ -108,7 +108,7 @@ def test_pictures_and_tensorboards_file_are_not_worth_a_run(
     assert trained(tmp_path / "run", *RUN)["status"] == "done"
     said = [record.getMessage() for record in caplog.records]
     assert sum("a picture is missing" in line for line in said) == 3
-    assert sum("no more for TensorBoard" in line for line in said) == 1
+    assert sum("no more for tensorboard" in line for line in said) == 1
     assert "Traceback" not in capsys.readouterr().err
 
 

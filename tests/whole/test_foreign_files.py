@@ -257,7 +257,7 @@ def test_a_run_whose_record_is_damaged_is_refused(text, tmp_path):
 def test_a_damaged_line_of_the_record_costs_that_line(tmp_path, caplog):
     lines = [b'{"step": 1}', b"\xff\x00", b'{"step": "x"}', b"[1]", b'{"step": 2}', b'{"step": 9}']
     (tmp_path / "metrics.jsonl").write_bytes(b"\n".join(lines) + b"\n")
-    Logger(tmp_path, step=2, config_text="").close()
+    Logger(tmp_path, step=2, boards={}).close()
     assert (tmp_path / "metrics.jsonl").read_text() == '{"step": 1}\n{"step": 2}\n'
     assert caplog.text.count("left out a line") == 3
 
