@@ -245,8 +245,11 @@ def test_the_tables_of_results_are_the_commands_output():
     files = sorted((REPOSITORY / "pretrained").glob("*.json"))
     written = results.table([results.read(file) for file in files]).split("\n")
     assert table("results.md", "python -m scm results pretrained/*.json") == written
-    short = table("README.md", "python -m scm results pretrained/*.json, seven of its columns")
-    assert [cells(line) for line in short] == [cells(line)[:7] for line in written]
+    short = table(
+        "README.md", "python -m scm results pretrained/*-n10000.json, seven of its columns"
+    )
+    many = [line for line in written if cells(line)[-2] in ("n", "---", "10,000")]
+    assert [cells(line) for line in short] == [cells(line)[:7] for line in many]
 
 
 @pytest.mark.parametrize("sweep", ["tangent", "time_embedding", "weighting", "discretization"])
