@@ -94,7 +94,8 @@ class Recorder:
         """Count a step that began at time.perf_counter's `started`; write a record when due."""
         world, trainer = self._task.world, self._task.trainer
         self.meter.add(record.scalars, record.finite)
-        self.watch.add(record.step, record.scalars, record.finite)
+        if self._parts.score is None:  # matching leads off the trajectories, and tangents grow
+            self.watch.add(record.step, record.scalars, record.finite)
         if record.step % trainer.log_every == 0:
             self._record(record)
         seconds = world.largest(time.perf_counter() - started)

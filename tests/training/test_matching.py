@@ -102,12 +102,10 @@ def test_a_stopped_run_goes_on_exactly_with_its_score_network(tmp_path, monkeypa
         end.pop("counters")  # seconds
     assert store.digest(ends[0]) == store.digest(ends[1])
     assert ends[0]["score"]["step"] == 6 and ends[0]["score"]["optimizer"]["state"]
-    logged = [
-        json.loads(line)["score/loss"]
-        for line in (tmp_path / "parts" / "metrics.jsonl").read_text().splitlines()
-        if "score/loss" in line
-    ]
+    lines = (tmp_path / "parts" / "metrics.jsonl").read_text().splitlines()
+    logged = [record for record in map(json.loads, lines) if "score/loss" in record]
     assert len(logged) == 6
+    assert not any("tangent/growth" in record for record in logged)  # nobody watches here
 
 
 def test_a_branch_takes_the_score_network_along(tmp_path):
