@@ -262,10 +262,12 @@ def test_the_tables_of_ablations_are_the_reports(sweep):
     assert shown == [[row[0], row[2], row[3]] for row in rows]
 
 
-@pytest.mark.parametrize(("name", "folder"), [("atlas_toy", "toy"), ("atlas", "mnist")])
+@pytest.mark.parametrize(
+    ("name", "folder"), [("atlas_toy", "toy"), ("atlas", "mnist"), ("atlas_scratch", "scratch")]
+)
 def test_the_tables_of_the_atlas_are_the_reports(name, folder):
     """All of their columns, a row per method and rate."""
     written = (DOCS / "atlas" / folder / "summary.md").read_text().split("\n")
-    rows = [cells(line) for line in written if line.startswith(f"| {name}=")]
+    rows = [cells(line) for line in written if line.startswith((f"| {name}=", "| atlas="))]
     assert len(rows) == 22
     assert [cells(line) for line in table("atlas.md", name)[2:]] == rows
