@@ -96,7 +96,7 @@ def outcome(folder: Path) -> dict:
     """All that a run leaves but times: what must be equal, bit for bit."""
 
     def timeless(record):
-        return {k: v for k, v in record.items() if "perf" not in k and "per_second" not in k}
+        return {k: v for k, v in record.items() if "usage/" not in k and "per_second" not in k}
 
     end = checkpoint.newest(folder / "checkpoints")
     lines = (folder / "metrics.jsonl").read_text().splitlines()

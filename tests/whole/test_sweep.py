@@ -187,7 +187,7 @@ def test_the_toys_grid_ends_with_a_report(tmp_path, commands):
     run = EventAccumulator(str(tmp_path / "weighting=unit,seed=0")).Reload()
     content = run.summary_metadata["_hparams_/session_start_info"].plugin_data.content
     settings = metadata.parse_session_start_info_plugin_data(content).hparams
-    assert settings["weighting"].string_value == "Unit" and settings["seed"].number_value == 0
+    assert settings["weighting"].string_value == "unit" and settings["seed"].number_value == 0
 
 
 @pytest.mark.slow
