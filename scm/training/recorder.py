@@ -78,7 +78,7 @@ class Recorder:
         world, step = self._task.world, self._learner.step
 
         def log_opened() -> None:
-            folder, boards = self._parts.folder.path, _boards(self._parts, step)
+            folder, boards = self._parts.folder.path, openings(self._parts, step)
             logger = Logger(folder, step=step, boards=boards, taken=self.used() == 1)
             self._logger = opened.enter_context(closing(logger))
             self.write()
@@ -189,7 +189,7 @@ class Recorder:
         parts.folder.write_metrics({**metrics, **more})
 
 
-def _boards(parts: Assembly, step: int) -> dict[str, Opening]:
+def openings(parts: Assembly, step: int) -> dict[str, Opening]:
     """How the boards that the config names are opened, by their names."""
 
     def opening(name: str, records: list[dict[str, Any]]) -> Board:

@@ -1,6 +1,7 @@
 """`python -m scm evaluate` and `scm.commands.results`, end to end on tiny models and files."""
 
 import json
+import math
 import shutil
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from scm.config.metrics import QUALITY
 from scm.core.errors import UserError
 from scm.storage import samples
 from scm.storage import store as checkpoint
+from scm.storage.model import load
 
 SMALL = ("-n", "30", "--seeds", "2", "--precision", "fp32")
 
@@ -45,6 +47,12 @@ def failure(arguments, capsys):
     error = capsys.readouterr().err.splitlines()[-1]
     assert ended.value.code == 2 and error.startswith("error: ")
     return error
+
+
+def test_a_guided_model_is_moved_below_the_level_asked_for(models):
+    teacher = load(models / "teacher", torch.device("cpu"), torch.float32)
+    net = teacher.guided_by(teacher, 2.5, 1.5).net
+    assert net.guidance == 2.5 and net.t_below == pytest.approx(math.atan(1.5 / 0.5))
 
 
 @pytest.mark.slow

@@ -42,9 +42,18 @@ def test_a_board_that_fails_costs_itself_alone(tmp_path, caplog):
     assert caplog.text.count("no more for far: RuntimeError: the server is gone") == 1
 
 
+def test_a_folder_is_this_runs_whatever_logger_it_had(tmp_path):
+    (tmp_path / ".hydra").mkdir()
+    config = {"seed": 0, "logger": {"csv": {"_target_": "scm.storage.boards.Csv"}}}
+    (tmp_path / ".hydra" / "config.yaml").write_text(yaml.safe_dump(config))
+    RunFolder(tmp_path).check({"seed": 0, "logger": {}})
+    with pytest.raises(UserError, match="seed=1"):
+        RunFolder(tmp_path).check({"seed": 1, "logger": {}})
+
+
 @pytest.mark.slow
 def test_where_a_run_is_shown_is_no_setting_of_it(tmp_path):
-    """It goes on with another logger, and reports hold such runs to be of one setting."""
+    """Reports hold such runs to be of one setting."""
     first, other = tmp_path / "csv", tmp_path / "none"
     trained(first, *TINY["unet_small"], "logger=csv")
     trained(other, *TINY["unet_small"], "logger=[]", "seed=1")
@@ -53,8 +62,6 @@ def test_where_a_run_is_shown_is_no_setting_of_it(tmp_path):
     assert len(rows) == 1 + sum(len(record) - 1 for record in records)
     assert not list(first.glob("events.*"))
     assert len(settings([read(first), read(other)])) == 1
-    config = yaml.safe_load((first / ".hydra" / "config.yaml").read_text())
-    RunFolder(first).check({**config, "logger": {}})
 
 
 def test_wandb_offline(tmp_path):

@@ -99,6 +99,7 @@ def test_settings_go_by_the_names_that_a_person_types():
         **CONFIG,
         "objective": {"name": "ect", "tangent": {"_target_": "scm.method.tangent.Power", "p": 0.5}},
         "norm": {"_target_": "a.b.Rms"},
+        "optimizer": {"_target_": "mine.Lion", "lr": 0.1},
         "on": True,
         "none": None,
     }
@@ -108,5 +109,7 @@ def test_settings_go_by_the_names_that_a_person_types():
         "objective.name": "ect",
         "objective.tangent": "power_half",
         "objective.tangent.p": 0.5,
+        "optimizer": "Lion",
+        "optimizer.lr": 0.1,
         "on": "True",
     }

@@ -5,11 +5,14 @@ import math
 
 import pytest
 import torch
-from runs import TINY, trained
+from runs import TINY, built, trained
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
+from tensorboard.compat.proto.event_pb2 import SessionLog
 
 from scm.config.metrics import is_better
 from scm.storage import model, store
+from scm.training.recorder import openings
 
 
 @pytest.mark.slow
@@ -56,6 +59,16 @@ def test_tensorboard_shows_scalars_pictures_config_and_hparams_in_one_run(tmp_pa
         "hparams" in events.summary_metadata["_hparams_/session_start_info"].plugin_data.plugin_name
     )
     assert len(list((tmp_path / "run").glob("events.*"))) == 1
+
+
+def test_a_resumed_runs_board_drops_what_came_after_its_checkpoint(tmp_path):
+    parts = built(tmp_path / "run", "data=bimodal", *TINY["mlp"])
+    parts.folder.path.mkdir()
+    openings(parts, 4)["tensorboard"]([]).close()
+    (file,) = parts.folder.path.glob("events.*")
+    events = EventFileLoader(str(file)).Load()
+    (step,) = [event.step for event in events if event.session_log.status == SessionLog.START]
+    assert step == 5  # the first that it takes
 
 
 def test_better_is_lower_but_for_the_metrics_that_say_otherwise():
