@@ -47,6 +47,7 @@ STEPS: dict[str, tuple[str, str | None]] = {  # case -> option of conf/objective
     "scd dual": ("scd", "dual"),
 }
 MATCHED = "scd, matching=dmd"
+CHOICES = {MATCHED: ("objective=scd", "matching=dmd")}  # of cases that are more than an objective
 METHODS = [
     *sorted(option.stem for option in (CONF / "objective").glob("*.yaml")),  # each as it is
     MATCHED,
@@ -104,8 +105,8 @@ class Workshop:
 
     def step(self, label: Label) -> Work:
         """A step of training, from the batch to the optimiser and the averaged weights."""
-        case, form = STEPS.get(label.case, (label.case, None))
-        parts = self.parts(label, *f"objective={case}".split(", "))
+        objective, form = STEPS.get(label.case, (label.case, None))
+        parts = self.parts(label, *CHOICES.get(label.case, (f"objective={objective}",)))
         if form is not None:
             assert isinstance(parts.task.objective, Eulerian)
             parts.task.objective.derivative.jvp = FORMS[form]  # type: ignore[attr-defined]

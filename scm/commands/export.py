@@ -17,7 +17,7 @@ import torch
 from scm.commands import evaluate, options, results
 from scm.core.cli import Parser, check_file, command
 from scm.core.errors import UserError
-from scm.core.files import write_atomic, write_json
+from scm.core.files import write_atomic
 from scm.export import card, diffusers, onnx
 from scm.storage import model as models
 from scm.storage import store
@@ -91,13 +91,14 @@ def _shipped(arguments: argparse.Namespace) -> None:
     judging = _judging(arguments)
     asked = evaluate.parser().parse_args
     evaluate.checked(asked([str(run.path), *judging]), torch.device("cpu"), torch.float32)
-    weights_file.parent.mkdir(exist_ok=True)
-    store.save_weights(weights_file, weights, config)
+    if is_hub:
+        store.save_hub_folder(weights_file.parent, weights, config)
+    else:
+        store.save_weights(weights_file, weights, config)
     judged = [str(weights_file), *judging]
     evaluate.evaluate(asked(judged))
     text = card.card(run, weights_file, config, judged, _quality(weights_file))
     if is_hub:
-        write_json(weights_file.with_name("config.json"), config)
         text = card.of_the_hub(text, weights_file, arguments.name.name)
     write_atomic(card_file, text.encode())
 

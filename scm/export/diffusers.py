@@ -47,7 +47,7 @@ def write(model: Model, folder: Path) -> None:
             f"{model.path}: learns {learns.name}, and diffusers' SCMScheduler takes networks that "
             "learn consistency; use --to onnx, which takes all"
         )
-    write_network(model, folder)
+    store.save_hub_folder(folder, dict(model.net.state_dict()), model.config)
     (folder / "scheduler").mkdir(exist_ok=True)
     scheduler = {"_class_name": "SCMScheduler", "sigma_data": model.sigma_data}
     write_json(folder / "scheduler" / "scheduler_config.json", scheduler)
@@ -65,10 +65,3 @@ def write(model: Model, folder: Path) -> None:
         "scheduler": ["diffusers", "SCMScheduler"],
     }
     write_json(folder / "model_index.json", index)  # the last: diffusers begins with it
-
-
-def write_network(model: Model, folder: Path) -> None:
-    """The weights and their config alone, as the hub has them; the folder is made."""
-    folder.mkdir(parents=True, exist_ok=True)
-    store.save_weights(folder / store.HUB_FILE, dict(model.net.state_dict()), model.config)
-    write_json(folder / "config.json", model.config)

@@ -11,9 +11,9 @@ from diffusers import DiffusionPipeline, ImagePipelineOutput, ModelMixin, SCMSch
 from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
 
-from scm.export import diffusers
 from scm.export.prediction import Prediction
 from scm.storage import model as models
+from scm.storage import store
 from scm.storage.model import Model
 
 
@@ -35,7 +35,8 @@ class Network(ModelMixin):
 
     def save_pretrained(self, save_directory: str, **unused: Any) -> None:
         """Into a folder that `from_pretrained` reads."""
-        diffusers.write_network(self.model, Path(save_directory))
+        weights = dict(self.model.net.state_dict())
+        store.save_hub_folder(Path(save_directory), weights, self.model.config)
 
     def forward(self, x_t: Tensor, t: Tensor, label: Tensor | None = None) -> Tensor:
         """x_t (B, C, H, W), t one time in radians, label (B,) -> sigma_data F (B, C, H, W)."""

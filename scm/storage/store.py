@@ -20,7 +20,7 @@ from torch import Tensor
 
 from scm.config.metrics import PRETRAINED
 from scm.core.errors import UserError
-from scm.core.files import found, reading, write_atomic
+from scm.core.files import found, reading, write_atomic, write_json
 
 log = logging.getLogger(__name__)
 
@@ -113,6 +113,13 @@ def save_weights(path: Path, weights: dict[str, Tensor], config: dict[str, Any])
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in weights.items()}
     metadata = {"config": json.dumps(config), "sha256": weights_digest(tensors)}
     write_atomic(path, safetensors_bytes(tensors, metadata))
+
+
+def save_hub_folder(folder: Path, weights: dict[str, Tensor], config: dict[str, Any]) -> None:
+    """The same as a folder of the hub's, which is made: the file of weights, and config.json."""
+    folder.mkdir(parents=True, exist_ok=True)
+    save_weights(folder / HUB_FILE, weights, config)
+    write_json(folder / "config.json", config)
 
 
 def weights_digest(weights: dict[str, Tensor]) -> str:
