@@ -82,6 +82,24 @@ class IdxImages(Data):
     remedy: str
 
 
+class ColorMnist(Data):
+    """color_mnist."""
+
+    targets = ("scm.data.color_mnist.ColorMnist",)
+    root: str
+    pad: int = whole(0, 1024)
+    colour_seed: int = whole(0, 2**63 - 1)
+    contrast: float = between(0, 441)  # the cube's diagonal is 441.7
+    num_classes: int = whole(1, 2**16)
+    train_size: int = whole(1, 2**32 - 1)
+    test_size: int = whole(512, 2**32 - 1)  # what an evaluation looks at
+    train_images: IdxFile
+    train_labels: IdxFile
+    test_images: IdxFile
+    test_labels: IdxFile
+    remedy: str
+
+
 class Bimodal(Data):
     """The toy."""
 

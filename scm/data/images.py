@@ -16,10 +16,15 @@ class ImageDataset(Dataset):
     Attributes:
         train, test: uint8 (N, C, H, W), with (C, H, W) as data.image_shape says.
         train_labels, test_labels: int64 (N,), each in 0 .. num_classes - 1.
+        train_targets, test_targets: float32 (N, T), further numbers that a feature network learns
+            to read, for a set that knows any.
 
     Raises:
         UserError: image_shape, num_classes or sigma_data do not fit the images.
     """
+
+    train_targets: Tensor | None = None
+    test_targets: Tensor | None = None
 
     def __init__(
         self,
@@ -105,17 +110,25 @@ class IdxImages(ImageDataset):
         folder = IdxFolder(root=root, remedy=remedy)
         if download:
             folder.download(torchvision)
-
-        def part(images: IdxSource, labels: IdxSource, size: int) -> tuple[Tensor, Tensor]:
-            x = folder.read(images, (size, height, width)).unsqueeze(1)
-            return x, folder.read(labels, (size,)).long()
-
-        super().__init__(
-            image_shape=image_shape,
-            train=part(train_images, train_labels, train_size),
-            test=part(test_images, test_labels, test_size),
-            **described,
+        parts = idx_parts(
+            folder,
+            (height, width),
+            train=(train_images, train_labels, train_size),
+            test=(test_images, test_labels, test_size),
         )
+        super().__init__(
+            image_shape=image_shape, train=parts["train"], test=parts["test"], **described
+        )
+
+
+def idx_parts(
+    folder: IdxFolder, size: tuple[int, int], **parts: tuple[IdxSource, IdxSource, int]
+) -> dict[str, tuple[Tensor, Tensor]]:
+    """Images uint8 (n, 1, H, W) and labels (n,) of each part: (images' file, labels' file, n)."""
+    return {
+        name: (folder.read(images, (n, *size)).unsqueeze(1), folder.read(labels, (n,)).long())
+        for name, (images, labels, n) in parts.items()
+    }
 
 
 def _rms_about_zero(images: Tensor) -> float:

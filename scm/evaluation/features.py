@@ -29,11 +29,21 @@ class Seen(NamedTuple):
 
 
 class FeatureNet(nn.Module):
-    """A classifier: images to features to classes."""
+    """A classifier: images to features to classes, and to `targets` further numbers if there are.
+
+    A classifier of shapes alone would be blind to colours; numbers that a linear layer is to read
+    from the features too are what it cannot be blind to.
+    """
 
     layer: str  # what the features are, in words
     layers: nn.Module
     classes: nn.Linear
+    targets: nn.Linear | None
+
+    def read_by(self, features: int, num_classes: int, targets: int) -> None:
+        """Make the linear layers that read so many features."""
+        self.classes = nn.Linear(features, num_classes)
+        self.targets = nn.Linear(features, targets) if targets else None
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Features (B, D) and logits (B, K) of images (B, C, H, W) in [-0.5, 0.5]."""
@@ -59,6 +69,7 @@ class Strided(FeatureNet):
         num_classes: int,
         widths: list[int],
         features: int,
+        targets: int = 0,  # the shipped files of MNIST name none
     ) -> None:
         super().__init__()
         channels, height, width = image_shape
@@ -73,7 +84,7 @@ class Strided(FeatureNet):
             nn.BatchNorm1d(features),
             nn.ReLU(),
         )
-        self.classes = nn.Linear(features, num_classes)
+        self.read_by(features, num_classes, targets)
 
 
 class Pooled(FeatureNet):
@@ -93,6 +104,7 @@ class Pooled(FeatureNet):
         image_shape: tuple[int, int, int] | list[int],
         num_classes: int,
         widths: list[int],
+        targets: int = 0,
     ) -> None:
         super().__init__()
         strides = [2] * (len(widths) - 2) + [1]
@@ -106,7 +118,7 @@ class Pooled(FeatureNet):
             nn.AdaptiveAvgPool2d(1),
             nn.Flatten(),
         )
-        self.classes = nn.Linear(widths[-1], num_classes)
+        self.read_by(widths[-1], num_classes, targets)
 
 
 class _Residual(nn.Module):
