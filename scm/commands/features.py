@@ -58,15 +58,20 @@ def main(argv: list[str] | None = None) -> None:
 def make(arguments: argparse.Namespace) -> None:
     """Train what `arguments` ask for and write it with what is known of it."""
     name, *changes = arguments.data
+    config = composed([f"data={name}", *(f"data.{change}" for change in changes)]).data
     architecture = "pooled" if arguments.second else "strided"
-    out = arguments.out or feature_weights(name, second=arguments.second)
+    out = arguments.out or feature_weights(config.name, second=arguments.second)
     check_file(out, overwrite=arguments.overwrite)
     check_count("--epochs", arguments.epochs, 1, MOST_EPOCHS)
     device = options.chosen_device(arguments)
-    config = composed([f"data={name}", *(f"data.{change}" for change in changes)]).data
     dataset = model.dataset(config)
     if not isinstance(dataset, ImageDataset):
         raise UserError(f"--data {name}: has no images, so no feature network")
+    if dataset.num_classes < 2:
+        raise UserError(
+            f"--data {' '.join(arguments.data)}: its images have no classes to tell apart, so no "
+            "feature network; put those of each class into a sub-folder of their own"
+        )
     settings = {
         "image_shape": list(dataset.image_shape),
         "num_classes": dataset.num_classes,

@@ -59,9 +59,9 @@ class Data(Part):
 
 @dataclass(frozen=True, kw_only=True)
 class IdxFile:
-    """One idx file."""
+    """One idx file, or another."""
 
-    file: str  # name in the folder, without .gz
+    file: str  # name in the folder; of an idx file without .gz
     sha256: str | None  # of the raw contents
 
 
@@ -97,6 +97,29 @@ class ColorMnist(Data):
     train_labels: IdxFile
     test_images: IdxFile
     test_labels: IdxFile
+    remedy: str
+
+
+class ImageFolder(Data):
+    """image_folder."""
+
+    targets = ("scm.data.image_folder.ImageFolder",)
+    root: str | None
+    held_out: float = allowed("a number between 0 and 1", lambda v: 0 < v < 1)
+    skip_damaged: bool
+    horizontal_flips: bool
+    remedy: str
+
+
+class Cifar10(Data):
+    """cifar10."""
+
+    targets = ("scm.data.cifar.Cifar10",)
+    root: str
+    archive: IdxFile
+    num_classes: int = whole(1, 2**16)
+    horizontal_flips: bool
+    download: bool
     remedy: str
 
 

@@ -13,9 +13,11 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from scm.config.metrics import feature_weights
 from scm.core.errors import UserError
 from scm.core.files import reading
 from scm.data.dataset import to_float
+from scm.data.images import ImageDataset
 from scm.storage import store
 
 BATCH = 500  # images at once
@@ -167,6 +169,21 @@ def train_command(data_name: str, *, second: bool = False) -> str:
     return f"python -m scm features --data {data_name}{' --second' * second}"
 
 
+def lacking(dataset: ImageDataset) -> str | None:
+    """Why there is no feature network for this set, and what to do; None where there is one."""
+    if feature_weights(dataset.name).exists():
+        return None
+    if dataset.num_classes < 2:
+        return (
+            f"no quality metrics, since the images of {dataset.name} have no classes to tell apart"
+        )
+    command = train_command(dataset.told_as)
+    return (
+        f"there is no feature network for {dataset.name} yet, so no quality metrics; "
+        f"make one with `{command}`"
+    )
+
+
 def load(path: Path, device: torch.device | str) -> FeatureNetwork:
     """Read and verify a feature network.
 
@@ -175,7 +192,7 @@ def load(path: Path, device: torch.device | str) -> FeatureNetwork:
     name = path.stem.removeprefix("features_")
     if not path.exists():
         raise UserError(
-            f"{path.name}: there is no feature network for {name} yet, so no quality metric; "
+            f"{path.name}: there is no feature network for {name} yet, so no quality metrics; "
             f"make one with `{train_command(name)}`"
         )
     weights, facts = store.read_weights(path)

@@ -38,10 +38,10 @@ def train(
     squared error in units of their variance.
     """
     torch.manual_seed(rng.derive_seed(seed, "feature-weights"))
-    device = dataset.train.device
+    device = dataset.device
     net = kind(**settings).to(device).to(memory_format=torch.channels_last)
     optimizer = torch.optim.AdamW(net.parameters(), weight_decay=WEIGHT_DECAY)
-    per_epoch = len(dataset.train) // BATCH
+    per_epoch = max(1, len(dataset.train) // BATCH)
     steps = epochs * per_epoch
     losses = torch.zeros((), device=device)
     for step in range(steps):
