@@ -12,6 +12,7 @@ from scm.commands import features as command
 from scm.config.metrics import feature_weights
 from scm.core import rng
 from scm.core.errors import UserError
+from scm.data import image_folder
 from scm.data.dataset import to_uint8
 from scm.evaluation import features, train_features
 from scm.evaluation.quality import quality_of
@@ -177,7 +178,8 @@ def test_a_network_learns_to_read_the_colours(digits):
     assert command.explained(net, exact, data.test_targets) == pytest.approx(0, abs=1e-5)
 
 
-def test_images_without_classes_have_no_classifier(tmp_path, capsys):
+def test_images_without_classes_have_no_classifier(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(image_folder, "CACHE", tmp_path / "cache")
     for i in range(12):
         Image.new("RGB", (9, 9), (20 * i, 255 - 20 * i, 128)).save(tmp_path / f"{i}.png")
     told = ("image_folder", f"root={tmp_path}", "sigma_data_tolerance=9")
