@@ -26,6 +26,7 @@ CLONE = Path(__file__).resolve().parents[2]
 REPOSITORY = CLONE if (CLONE / "conf").is_dir() else Path(sys.prefix) / "share" / "scm"
 CONF = REPOSITORY / "conf"
 WORK = CLONE if REPOSITORY == CLONE else Path()  # where `outputs` is
+CACHE = WORK / "outputs" / ".cache"  # what can be computed anew
 REMEDIES = {  # what the user can do about an OSError that is not a mistake of this code
     errno.ENOSPC: "free some space and repeat the command",
     errno.EDQUOT: "free some of your quota and repeat the command",

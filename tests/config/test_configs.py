@@ -44,6 +44,10 @@ NEEDED = {  # what an option needs beside itself to be a possible run
         "objective.velocity.guide=pretrained/mnist_teacher.safetensors"
     ],
     ("sampler", "flow_four_step"): ["objective=lsd"],
+    ("experiment", "color_mnist_dmd"): [  # runs that are not there
+        "objective.init=null",
+        "objective.teacher=pretrained/mnist_teacher.safetensors",
+    ],
 }
 
 
@@ -127,7 +131,7 @@ def test_sampler_steps_measures_at_several_numbers_of_calls(setting):
 
 ABLATIONS_BY_NAME = [option for group, option in OPTIONS if group == "ablation"]
 RECIPES = [option for group, option in OPTIONS if group == "experiment"]
-DERIVED = re.compile("fashion_mnist_.*|.*_gpu").fullmatch
+DERIVED = re.compile("(fashion|color)_mnist_.*|.*_gpu").fullmatch
 
 
 @pytest.mark.slow
