@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from scm.nets.embedding import TimeEmbedding
 
 EPS = 1e-5  # added to every mean square before the square root
+SHORT = 256  # keys up to which attention in 16 bits is written out on a CPU
 
 
 def pixel_norm(a: Tensor, dim: int = 1) -> Tensor:
@@ -115,6 +116,17 @@ def modulation(norm: str, channels: int, embedding_width: int) -> nn.Module:
     return NORMS[norm](channels, embedding_width)
 
 
+def attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """softmax(q k^T / sqrt(d)) v, each (B, heads, L, d).
+
+    On a CPU in 16 bits the fused kernel's backward takes 2 to 8 times as long as that of attention
+    written out, which is used there up to `SHORT` keys (docs/performance.md, "Attention").
+    """
+    if q.device.type == "cpu" and q.dtype.itemsize == 2 and k.shape[-2] <= SHORT:
+        return ((q * q.shape[-1] ** -0.5) @ k.transpose(-2, -1)).softmax(dim=-1) @ v
+    return F.scaled_dot_product_attention(q, k, v)
+
+
 class SelfAttention(nn.Module):
     """softmax(q k^T / sqrt(d)) v among tokens (B, L, C), in heads of d channels; starts at zero.
 
@@ -136,7 +148,7 @@ class SelfAttention(nn.Module):
         q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)  # each (B, heads, L, d)
         if self.qk_norm:
             q, k = pixel_norm(q, dim=-1), pixel_norm(k, dim=-1)
-        mixed = F.scaled_dot_product_attention(q, k, v)
+        mixed = attention(q, k, v)
         return self.out(mixed.transpose(1, 2).reshape(batch, length, channels))
 
 

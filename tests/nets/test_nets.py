@@ -26,6 +26,7 @@ SMALL: dict[str, dict[str, Any]] = {
     "unet_small": {"widths": [4, 8, 8], "blocks": [1, 1, 1], "embedding_width": 8, "patch": 1},
     "unet_attention": {"widths": [8, 16], "blocks": [1, 1], "attention_heads": 2},
     "unet_mobile": {"width": 8, "multipliers": [2, 4], "groups": 2},
+    "dit": {"width": 16, "blocks": 2, "embedding_width": 16, "attention_heads": 2},
     "mlp": {"width": 16, "blocks": 2, "embedding_width": 16},
 }
 PARAMETERS = {  # millions
@@ -33,6 +34,7 @@ PARAMETERS = {  # millions
     "unet_small": (0.3, 0.5),
     "unet_attention": (1.5, 2.6),
     "unet_mobile": (0.82, 0.84),
+    "dit": (1.5, 2.5),
     "mlp": (0.1, 0.5),
 }
 
