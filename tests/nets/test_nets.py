@@ -321,7 +321,7 @@ def test_master_weights_follow_their_input() -> None:
         assert layers.Conv2d(3, 4, 1)(torch.ones(2, 3, 5, 5, dtype=dtype)).dtype == dtype
 
 
-@pytest.mark.parametrize("model", ["unet", "mlp", "unet_mobile"])
+@pytest.mark.parametrize("model", ["unet", "mlp", "unet_mobile", "dit"])
 def test_a_network_without_an_embedding_perceptron_still_sees_the_time(model):
     """model.embedding_width=0: the blocks get the time embedding itself."""
     torch.manual_seed(0)
@@ -388,7 +388,7 @@ def test_the_conditioning_is_the_sum_of_time_second_time_and_class():
     assert not torch.isclose(e, at_0).any()
 
 
-@pytest.mark.parametrize("name", ["unet", "unet_attention", "mlp"])
+@pytest.mark.parametrize("name", ["unet", "unet_attention", "mlp", "dit"])
 def test_every_block_is_steered_by_the_same_features(name):
     net, seen = small(name), []
     for module in net.modules():
