@@ -86,7 +86,7 @@ class StepSuite(Suite):
     """Forward pass and training steps, beside what the device reaches at most."""
 
     question = "what a training step costs, by objective, tangent and model"
-    models = ("unet", "unet_small", "unet_attention", "unet_mobile")
+    models = ("unet", "unet_small", "unet_attention", "dit", "unet_mobile")
     precisions = (Precision.fp32, Precision.bf16)
 
     def rows(self) -> list[report.Row]:

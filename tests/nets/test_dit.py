@@ -18,10 +18,9 @@ def dit(image_shape=(1, 28, 28), **deltas) -> DiT:
     torch.manual_seed(0)
     given = {"num_classes": 0, "dropout": 0.0, "patch": 4, "width": 16, "blocks": 1}
     given |= {"attention_heads": 2, "expansion": 2, "embedding_width": 8, "norm": "double"}
+    given |= {"second_time": False}
     embedding = Positional(dim=8, max_positions=1e4, c_noise="t", sigma_data=0.5)
-    net = DiT(
-        image_shape=image_shape, time_embedding=embedding, second_time=False, **(given | deltas)
-    )
+    net = DiT(image_shape=image_shape, time_embedding=embedding, **(given | deltas))
     nn.init.normal_(net.out.weight)
     return net
 
@@ -72,6 +71,19 @@ def test_a_patch_knows_its_place():
     assert not torch.allclose(F[..., :4, :4], F[..., 4:8, :4])
     assert not torch.allclose(F[..., :4, :4], F[..., :4, 4:8])
     assert "positions" not in net.state_dict()
+
+
+def test_it_is_told_a_second_time_and_a_class_which_start_without_effect():
+    net = dit(second_time=True, num_classes=3)
+    x, t = torch.randn(1, 1, 28, 28), torch.tensor([0.7])
+    label, other = torch.tensor([0]), torch.tensor([2])
+    s = torch.tensor([0.5])
+    before = net(x, t, label, 0 * s)
+    torch.testing.assert_close(net(x, t, other, s), before)
+    nn.init.normal_(net.conditioning.second.weight)
+    nn.init.normal_(net.conditioning.label.weight)
+    assert not torch.allclose(net(x, t, label, s)[0], net(x, t, label, 0 * s)[0])
+    assert not torch.allclose(net(x, t, other, s)[0], net(x, t, label, s)[0])
 
 
 def test_queries_and_keys_have_unit_rms():
