@@ -13,7 +13,7 @@ from torch import Tensor
 
 from scm.method.dual_tensor import Dual, join, rule_for, tangent_or_zero, value_of
 
-QUERIES = 128  # in a block: among the fastest at every length (docs/performance.md, "Attention")
+QUERIES = 128  # in a block: among the fastest at every length (docs/performance.md, what was tried)
 
 
 @rule_for("scaled_dot_product_attention")

@@ -119,7 +119,7 @@ def modulation(norm: str, channels: int, embedding_width: int) -> nn.Module:
 def attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """softmax(q k^T / sqrt(d)) v, each (B, heads, L, d).
 
-    On a CPU in 16 bits the fused kernel's backward takes 2 to 8 times as long as that of attention
+    On a CPU in 16 bits the fused kernel's backward takes 3 to 10 times as long as that of attention
     written out, which is used there up to `SHORT` keys (docs/performance.md, "Attention").
     """
     if q.device.type == "cpu" and q.dtype.itemsize == 2 and k.shape[-2] <= SHORT:
