@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from benchmark import runs
+from benchmark import growth, runs
 from benchmark.timing import Label, Work
 from scm.commands import report
 from scm.config import rules
@@ -79,6 +79,7 @@ class Workshop:
             f"trainer.device={self.device}",
             f"trainer.batch_size={label.batch_size}",
             *([f"trainer.compile={label.compiled}"] if label.compiled else []),
+            *growth.overrides(label, self.folder),
             *choices,
         ]
         config = composed(overrides)
@@ -93,6 +94,8 @@ class Workshop:
         config = self.composed(label, *choices)
         folder = RunFolder(self.folder / "run")
         parts = assemble(config, folder, teacher=config.objective.teacher)
+        if label.grows == growth.SIDE:  # of its own images
+            return parts
         self._dataset = self._dataset or parts.task.dataset
         return replace(parts, task=replace(parts.task, dataset=self._dataset))
 
@@ -148,6 +151,13 @@ class Workshop:
         """A step's images, labels, noise and times."""
         task, steps = self.parts(label, "objective=diffusion").task, count()
         return Work(lambda: task.draw(next(steps)), label.batch_size)
+
+    def random_batch(self, label: Label) -> Work:
+        """A batch out of so many random images: of a known epoch, or the first one of another."""
+        images, size = growth.dataset(label.at), label.batch_size
+        each = max(1, label.at // size) + 1 if label.case == growth.ORDER else 1
+        steps = count(0, each)
+        return Work(lambda: images.batch(0, next(steps), size), size)
 
     def report(self, n: int) -> Work:
         """The tables and the page of a sweep of n runs, from their folders to the four files."""

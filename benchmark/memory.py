@@ -1,4 +1,4 @@
-"""Peak memory of a training step, each case in a process of its own.
+"""Peak memory of a training step, or of a data set, each case in a process of its own.
 
 `python -m benchmark.memory '{...}'` is that process.
 """
@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmark import process
+from benchmark import growth, process
 from benchmark.cases import Workshop
 from benchmark.timing import Label, memory_limit, synchronize
 from scm.core import machine
@@ -47,8 +47,12 @@ def steps(given: dict[str, Any]) -> dict[str, int]:
     device = machine.find_device(given["device"])
     with tempfile.TemporaryDirectory() as folder, memory_limit(device):
         workshop = Workshop(given["device"], given["overrides"], Path(folder))
-        work = workshop.step(label)
         base = machine.reset_peak_memory(device)
+        if label.grows == growth.IMAGES:  # what the set itself takes
+            work = workshop.random_batch(label)
+        else:
+            work = workshop.step(label)
+            base = machine.reset_peak_memory(device)
         for _ in range(STEPS):
             work.call()
         synchronize(device)

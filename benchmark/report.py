@@ -186,6 +186,8 @@ COLUMNS: tuple[tuple[str, str, Callable[[Row], str]], ...] = (  # header, key it
     ("precision", "precision", lambda row: row["precision"]),
     ("batch", "batch_size", lambda row: str(row["batch_size"])),
     ("threads", "threads", lambda row: str(row["threads"])),
+    ("grows", "grows", lambda row: row["grows"]),
+    ("at", "at", lambda row: f"{row['at']:,}"),
     ("tokens", "tokens", lambda row: str(row["tokens"])),
     ("case", "case", lambda row: row["case"]),
     ("compiled", "compiled", lambda row: row["compiled"]),
@@ -204,6 +206,10 @@ COLUMNS: tuple[tuple[str, str, Callable[[Row], str]], ...] = (  # header, key it
     ("above, MB", "above_bytes", _megabytes("above_bytes")),
     ("peak to diffusion", "peak_ratio", lambda row: f"{row['peak_ratio']:.2f}"),
     ("above to diffusion", "above_ratio", lambda row: f"{row['above_ratio']:.2f}"),
+    ("exponent", "exponent", _ratio("exponent", 2)),
+    ("of the last two", "last", lambda row: f"{row['last']['median']:.2f}"),
+    ("± of the line", "bend", lambda row: f"{row['bend']:.2f}"),
+    ("expected", "expected", lambda row: row["expected"]),
     *(
         column
         for passes, name in (("forward", "forward"), ("backward", "with backward"))

@@ -1,7 +1,7 @@
 """The suites: which cases answer which question."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import groupby, product
@@ -10,17 +10,16 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from benchmark import attention, memory, neighbour, reference, report
+from benchmark import attention, exponents, growth, memory, neighbour, reference, report
 from benchmark.cases import METHODS, UNCOMPILED_FORMS, Workshop, step_cases
-from benchmark.timing import Case, Label, measure
+from benchmark.timing import Case, Label, Work, measure
 from scm.config.schema import Precision
 from scm.core.errors import UserError
 from scm.core.machine import find_dtype
 
-SCALED = ("diffusion", "sct dual")  # the steps of the suites on scaling and on the seed
+SCALED = ("diffusion", "sct dual")  # the steps of the suite on the seed
 SEED = Label("unet_mobile", Precision.fp32.name, batch_size=0, case="sct naive")
 IMAGES, RUNS = 10_000, 500  # of the sampling and the report suite
-THREADS_BATCH = 128  # the batch size nearest to it is timed with fewer threads
 
 
 @dataclass(frozen=True)
@@ -170,24 +169,40 @@ class DataSuite(Suite):
 
 
 class ScalingSuite(Suite):
-    """Steps at growing batch sizes, and on a CPU with growing numbers of threads."""
+    """A step, and the drawing of a batch, as one thing after the other is made larger."""
 
-    question = "images/s by batch size and by number of threads"
-    batch_sizes = (32, 64, 128, 256, 512, 1024)
+    question = "how time and memory grow with batch, width, image size, images, threads"
+    models = ("unet_small",)
+    batch_sizes = (16,)  # where another thing grows
 
     def rows(self) -> list[report.Row]:
-        return self.timed(self._cases())
+        labels = [*self._grown()]
+        shop, rows = self.workshop, self.timed(Case(one, self._build(one)) for one in labels)
+        bar = tqdm(labels, unit="process")
+        for row, label in zip(rows, bar, strict=True):
+            if label.case != growth.ORDER and not row["error"]:
+                device = self.request.device.type
+                found = memory.measure(label, device=device, overrides=shop.overrides)
+                row["above_bytes"] = found.above
+        return [*rows, *exponents.exponent_rows(rows), *self.timed(self._threads())]
 
-    def _cases(self) -> Iterator[Case]:
+    def _build(self, label: Label) -> Callable[[], Work]:
+        work = self.workshop.random_batch if label.grows == growth.IMAGES else self.workshop.step
+        return partial(work, label)
+
+    def _grown(self) -> Iterator[Label]:
+        """Each axis in turn, the others as they stand in the config and at the usual batch size."""
         labels = list(self.labels())
-        for label, case in product(labels, SCALED):
-            yield self.step(label, case)
-        if self.request.device.type != "cpu":
-            return
-        nearest = min((label.batch_size for label in labels), key=lambda b: abs(b - THREADS_BATCH))
-        for label, threads, case in product(labels, doublings(torch.get_num_threads()), SCALED):
-            if label.batch_size == nearest:
-                yield self.step(label, case, threads=threads)
+        for label, (grows, axis) in product(labels[:1], growth.AXES.items()):
+            cases = (growth.DRAW, growth.ORDER) if grows == growth.IMAGES else (growth.STEP,)
+            for case, at in product(cases, axis.values):
+                batch_size = at if grows == growth.BATCH else label.batch_size
+                yield replace(label, case=case, grows=grows, at=at, batch_size=batch_size)
+
+    def _threads(self) -> Iterator[Case]:
+        if self.request.device.type == "cpu":
+            for label, threads in product(self.labels(), doublings(torch.get_num_threads())):
+                yield self.step(label, growth.STEP, threads=threads)
 
 
 class MemorySuite(Suite):

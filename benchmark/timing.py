@@ -42,6 +42,8 @@ class Label:
     case: str
     compiled: str = ""  # eager, or how it is compiled
     threads: int | None = None  # None: as many as the program chooses
+    grows: str = ""  # what is larger from row to row, of `benchmark.growth`
+    at: int = 0  # how large it is here
     tokens: int | None = None  # of attention by itself
 
     @property

@@ -8,13 +8,15 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from hydra import compose
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from scm.commands import report, sweep
+from scm.commands import report, study, sweep
 from scm.commands.plan import plan
+from scm.config import rules
 from scm.config.compose import config_of, one_line
 from scm.core import distributed
 from scm.core.cli import fail, mistakes_in_one_line
@@ -48,6 +50,9 @@ class Sweep(Callback):
         _share_time(config, "hydra.sweep.dir")
         folder = Path(hydra_cfg.sweep.dir)
         quoted = str(folder).replace("\\", "\\\\").replace("'", "\\'")
+        with mistakes_in_one_line():
+            if study.is_study(hydra_cfg):
+                study.check_same(folder, planned_study(hydra_cfg))
         swept, shared = _overrides(hydra_cfg)
         hydra_cfg.overrides.hydra += [  # of every job
             f"hydra.sweep.dir='{quoted}'",
@@ -71,6 +76,12 @@ class Sweep(Callback):
             first = distributed.world().is_first
             if first and not report.report_sweep(Path(config.hydra.sweep.dir)):
                 sys.exit(1)
+
+
+def planned_study(hydra_cfg: DictConfig) -> study.Plan:
+    """What a study is to search, its runs checked. UserError or Hydra's own where it cannot."""
+    name = hydra_cfg.job.config_name
+    return study.planned(hydra_cfg, lambda given: rules.check(config_of(compose(name, given))))
 
 
 def _refuse_processes(hydra_cfg: DictConfig) -> None:

@@ -6,6 +6,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
 from scm.commands import options
 from scm.config.compose import composed
 from scm.config.metrics import feature_weights
@@ -14,7 +16,7 @@ from scm.core.cli import Parser, check_count, check_file, command
 from scm.core.errors import UserError
 from scm.data.images import ImageDataset
 from scm.evaluation import features
-from scm.evaluation.features import FeatureNetwork
+from scm.evaluation.features import FeatureNet, FeatureNetwork
 from scm.evaluation.train_features import EPOCHS, train
 from scm.storage import model, store
 
@@ -56,21 +58,30 @@ def main(argv: list[str] | None = None) -> None:
 def make(arguments: argparse.Namespace) -> None:
     """Train what `arguments` ask for and write it with what is known of it."""
     name, *changes = arguments.data
+    config = composed([f"data={name}", *(f"data.{change}" for change in changes)]).data
     architecture = "pooled" if arguments.second else "strided"
-    out = arguments.out or feature_weights(name, second=arguments.second)
+    out = arguments.out or feature_weights(config.name, second=arguments.second)
     check_file(out, overwrite=arguments.overwrite)
     check_count("--epochs", arguments.epochs, 1, MOST_EPOCHS)
     device = options.chosen_device(arguments)
-    config = composed([f"data={name}", *(f"data.{change}" for change in changes)]).data
     dataset = model.dataset(config)
     if not isinstance(dataset, ImageDataset):
         raise UserError(f"--data {name}: has no images, so no feature network")
+    if dataset.num_classes < 2:
+        raise UserError(
+            f"--data {' '.join(arguments.data)}: its images have no classes to tell apart, so no "
+            "feature network; put those of each class into a sub-folder of their own"
+        )
     settings = {
         "image_shape": list(dataset.image_shape),
         "num_classes": dataset.num_classes,
         **NETWORKS[architecture],
     }
+    if dataset.train_targets is not None:
+        settings["targets"] = dataset.train_targets.shape[1]
     train_command = features.train_command(" ".join(arguments.data), second=arguments.second)
+    if arguments.epochs != EPOCHS:
+        train_command += f" --epochs {arguments.epochs}"
     started = time.perf_counter()
     kind = features.ARCHITECTURES[architecture]
     net = train(kind, settings, dataset.to(device), seed=arguments.seed, epochs=arguments.epochs)
@@ -78,6 +89,7 @@ def make(arguments: argparse.Namespace) -> None:
     sha256 = store.weights_digest(weights)
     seen = FeatureNetwork(net, sha256, {})(dataset.test)
     accuracy = float((seen.probabilities.argmax(1) == dataset.test_labels).double().mean())
+    read = explained(net, seen.features, dataset.test_targets)
     facts = {
         "architecture": architecture,
         "network": settings,
@@ -85,11 +97,25 @@ def make(arguments: argparse.Namespace) -> None:
         "seed": arguments.seed,
         "epochs": arguments.epochs,
         "accuracy": accuracy,
+        **({} if read is None else {"targets_explained": read}),
         "layer": net.layer,
         "command": f"{train_command} --seed {arguments.seed}",
         "seconds": round(time.perf_counter() - started),
         "device": machine.device_name(device),
         "versions": provenance.versions(),
     }
+    if read is not None:
+        log.info("%.2f %% of the variance of the other targets is read", 100 * read)
     store.save_weights(out, weights, facts)
     log.info("test accuracy %.2f %%, SHA-256 %s, written to %s", 100 * accuracy, sha256, out)
+
+
+def explained(net: FeatureNet, features: Tensor, targets: Tensor | None) -> float | None:
+    """R^2, the share of the targets' variance that the network reads from the features.
+
+    None for a network that reads none.
+    """
+    if net.targets is None or targets is None:
+        return None
+    left = net.targets(features.to(net.targets.weight)).cpu() - targets
+    return float(1 - left.square().mean() / (targets - targets.mean(0)).square().mean())

@@ -14,13 +14,15 @@ from pathlib import Path
 from scm.core.cli import Parser, command
 from scm.core.errors import UserError
 from scm.core.files import write_atomic
-from scm.report import curves, read, tables
+from scm.report import curves, read, study, tables
 from scm.report.compare import Comparison, compared, doubts
 from scm.report.read import Run
 from scm.report.tables import head
 from scm.storage.folder import Status
 
 log = logging.getLogger(__name__)
+
+ENDS = (Status.done, Status.pruned)  # as a job of a sweep should
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -52,7 +54,12 @@ def write(folders: list[Path], out: Path) -> Comparison:
     from scm.report import charts, page  # here, since they import matplotlib, which takes its time
 
     out.mkdir(parents=True, exist_ok=True)
-    shown = {"result": result, "asked": read.question(folders), "doubts": doubts(result.runs)}
+    shown = {
+        "result": result,
+        "asked": read.question(folders),
+        "doubts": doubts(result.runs),
+        "study": study.read(folders, result.runs),
+    }
     for name, text in {
         "summary.csv": tables.csv_table(result),
         "summary.md": page.filled("summary.md.j2", **shown),
@@ -94,7 +101,7 @@ def report_sweep(folder: Path) -> bool:
     except UserError as error:  # no job has left anything
         log.error("%s", error)
         return False
-    failed = [run for run in result.runs if run.status != Status.done]
+    failed = [run for run in result.runs if run.status not in ENDS]
     for run in failed:
         log.error("%s: %s %s", run.status, run.path.name, run.reason)
     log.info("%d of %d jobs done: %s", len(result.runs) - len(failed), len(result.runs), folder)

@@ -122,5 +122,6 @@ def state(folder: RunFolder, *, retry_failed: bool) -> Status:
         )
     elif status is not Status.new:
         words = {Status.failed: "trying again", Status.done: "skipped, done"}
+        words[Status.pruned] = "skipped, stopped early"
         log.info("%s: %s", words.get(status, "going on"), name)
     return status

@@ -24,7 +24,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from scm.commands import sweep
+from scm.commands import study, sweep
 from scm.commands.plan import Job, files, hydra_files, plan
 from scm.config import metrics
 from scm.config.compose import CONF, config_of, one_line, prepare, resolved
@@ -107,11 +107,12 @@ def _one_of_a_sweep(cfg: DictConfig, folder: RunFolder, *, retry_failed: bool) -
 
     Raises UserError where its folder is not its own: nothing is written there.
     """
-    if sweep.state(folder, retry_failed=retry_failed) is Status.failed and not retry_failed:
+    state = sweep.state(folder, retry_failed=retry_failed)
+    if state is Status.pruned or (state is Status.failed and not retry_failed):
         return math.nan
     try:
         config = config_of(cfg)
-        found = run(config, folder)
+        found = run(config, folder, hopeless=study.hopeless(HydraConfig.get(), config))
     except NotThisRuns:
         raise
     except Exception as error:
@@ -152,22 +153,29 @@ def from_python(overrides: Sequence[str], path: Path) -> dict[str, Any]:
 Files = Callable[[dict[str, Any]], dict[str, str]]  # a run's config -> what stands in its .hydra/
 
 
-def run(config: Config, folder: RunFolder, files: Files | None = None) -> dict[str, Any]:
+def run(
+    config: Config,
+    folder: RunFolder,
+    files: Files | None = None,
+    hopeless: metrics.Hopeless | None = None,
+) -> dict[str, Any]:
     """Train this config in this folder, or go on with it, or say that it is done.
 
-    Returns what metrics.json holds: the teacher's, where that was stopped.
+    `hopeless` may stop it early. Returns what metrics.json holds: the teacher's, where that was
+    stopped.
     """
     jobs = plan(config, folder)
     if folder.status() is Status.done:
         jobs = jobs[-1:]  # whatever has become of its teacher
     for job in jobs:
-        found = _carried_out(job, files or hydra_files)
+        judge = hopeless if job is jobs[-1] else None
+        found = _carried_out(job, files or hydra_files, judge)
         if found["status"] == Status.stopped:
             break
     return found
 
 
-def _carried_out(job: Job, files: Files) -> dict[str, Any]:
+def _carried_out(job: Job, files: Files, hopeless: metrics.Hopeless | None) -> dict[str, Any]:
     if job.folder.status() is Status.done:
         log.info("done already: %s", job.folder.path)
         return job.folder.metrics()
@@ -180,7 +188,7 @@ def _carried_out(job: Job, files: Files) -> dict[str, Any]:
     with ExitStack() as stack:
         first(lambda: stack.enter_context(job.folder.open(files(plain(job.config)))))
         first(lambda: stack.enter_context(LogFile(job.folder.path / "run.log", delay=True)))
-        return run(parts)
+        return run(parts, hopeless)
 
 
 class LogFile(logging.FileHandler):

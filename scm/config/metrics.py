@@ -4,6 +4,7 @@ A metric that does not exist is refused before training rather than missed after
 """
 
 import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -30,6 +31,7 @@ QUALITY = {  # what `scm.evaluation.quality` measures; + where higher is better,
     "memorisation": "median distance to the nearest training image, test images' is 1",
 }
 LOSS = "eval/loss"
+Hopeless = Callable[[int, dict[str, float]], bool]  # stop early? of a step and its metrics
 HEADLINE = "frechet_distance"
 
 
@@ -92,6 +94,16 @@ def optimized_metric(config: "Config") -> str:
         return config.optimized_metric
     groups = quality_groups(config)
     return f"{groups[0]}/{next(iter(config.sampler))}/{HEADLINE}" if groups else LOSS
+
+
+def early(config: "Config") -> str | None:
+    """The tag that stands for the optimised one before a run's end; None where there is none.
+
+    For a final/ one it is the same number of fewer images.
+    """
+    group, _, rest = optimized_metric(config).partition("/")
+    tag = f"quality/{rest}" if group == "final" else f"{group}/{rest}"
+    return tag if tag in optimised(config) else None
 
 
 def direction(tag: str) -> int:

@@ -59,9 +59,9 @@ class Data(Part):
 
 @dataclass(frozen=True, kw_only=True)
 class IdxFile:
-    """One idx file."""
+    """One idx file, or another."""
 
-    file: str  # name in the folder, without .gz
+    file: str  # name in the folder; of an idx file without .gz
     sha256: str | None  # of the raw contents
 
 
@@ -78,6 +78,47 @@ class IdxImages(Data):
     test_images: IdxFile
     test_labels: IdxFile
     torchvision: str | None
+    download: bool
+    remedy: str
+
+
+class ColorMnist(Data):
+    """color_mnist."""
+
+    targets = ("scm.data.color_mnist.ColorMnist",)
+    root: str
+    pad: int = whole(0, 1024)
+    colour_seed: int = whole(0, 2**63 - 1)
+    contrast: float = between(0, 441)  # the cube's diagonal is 441.7
+    num_classes: int = whole(1, 2**16)
+    train_size: int = whole(1, 2**32 - 1)
+    test_size: int = whole(512, 2**32 - 1)  # what an evaluation looks at
+    train_images: IdxFile
+    train_labels: IdxFile
+    test_images: IdxFile
+    test_labels: IdxFile
+    remedy: str
+
+
+class ImageFolder(Data):
+    """image_folder."""
+
+    targets = ("scm.data.image_folder.ImageFolder",)
+    root: str | None
+    held_out: float = allowed("a number between 0 and 1", lambda v: 0 < v < 1)
+    skip_damaged: bool
+    horizontal_flips: bool
+    remedy: str
+
+
+class Cifar10(Data):
+    """cifar10."""
+
+    targets = ("scm.data.cifar.Cifar10",)
+    root: str
+    archive: IdxFile
+    num_classes: int = whole(1, 2**16)
+    horizontal_flips: bool
     download: bool
     remedy: str
 

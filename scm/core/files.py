@@ -12,15 +12,21 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from scm.core.errors import UserError
+
+try:
+    import fcntl
+except ImportError:  # not POSIX: two processes in one folder are not noticed there
+    fcntl = None  # type: ignore[assignment]
 
 CLONE = Path(__file__).resolve().parents[2]
 # what ships beside the code: conf, data, pretrained; a wheel puts it under the prefix (setup.py)
 REPOSITORY = CLONE if (CLONE / "conf").is_dir() else Path(sys.prefix) / "share" / "scm"
 CONF = REPOSITORY / "conf"
 WORK = CLONE if REPOSITORY == CLONE else Path()  # where `outputs` is
+CACHE = WORK / "outputs" / ".cache"  # what can be computed anew
 REMEDIES = {  # what the user can do about an OSError that is not a mistake of this code
     errno.ENOSPC: "free some space and repeat the command",
     errno.EDQUOT: "free some of your quota and repeat the command",
@@ -138,6 +144,23 @@ def found(path: str | Path) -> Path:
 def write_json(path: Path, value: Any) -> None:
     """Write `value` as indented JSON, whole or not at all."""
     write_atomic(path, (json.dumps(value, indent=2) + "\n").encode())
+
+
+def lock(file: IO[Any]) -> bool:
+    """Lock an open file for this process, until it is closed; False where another one has it."""
+    try:
+        if fcntl is not None:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return False
+    return True
+
+
+@contextmanager
+def locked(path: Path) -> Iterator[bool]:
+    """While entered, this process holds the lock of this name; False where another one does."""
+    with open(path, "a") as file:
+        yield lock(file)
 
 
 def append_line(path: Path, line: str) -> None:

@@ -3,11 +3,14 @@
 import logging
 import sys
 import time
+from collections.abc import Iterable, Iterator
+from typing import TypeVar
 
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 log = logging.getLogger(__name__)
+T = TypeVar("T")
 
 
 class Progress:
@@ -49,3 +52,20 @@ class Progress:
         """Leave the terminal as it was."""
         self._redirect.__exit__(None, None, None)
         self._bar.close()
+
+
+def shown(items: Iterable[T], total: int, title: str, every: float = 10) -> Iterator[T]:
+    """The items, with their number, rate and time left: a bar on a terminal, lines elsewhere."""
+    with tqdm(total=total, desc=title, unit="image", disable=not sys.stderr.isatty()) as bar:
+        started = told = time.monotonic()
+        for done, item in enumerate(items, 1):
+            yield item
+            bar.update()
+            now = time.monotonic()
+            if bar.disable and now - told >= every:
+                told, rate = now, done / (now - started)
+                left = (total - done) / rate
+                log.info(
+                    "%s: %d of %d images, %.0f images/s, ETA %d:%02d",
+                    *(title, done, total, rate, left // 60, left % 60),
+                )

@@ -113,7 +113,9 @@ def batch_indices(seed: int, step: int, batch_size: int, size: int, device: torc
     """
     if step < 0 or batch_size < 1:
         raise ValueError(f"step={step}, batch_size={batch_size}: need step >= 0, batch_size >= 1")
-    first, offset = divmod(step * batch_size, size)
-    last = ((step + 1) * batch_size - 1) // size
-    orders = [epoch_order(seed, epoch, size, device) for epoch in range(first, last + 1)]
-    return torch.cat(orders)[offset : offset + batch_size]
+    begin, end = step * batch_size, (step + 1) * batch_size
+    parts = []
+    for epoch in range(begin // size, (end - 1) // size + 1):  # views: no order is copied whole
+        order, zero = epoch_order(seed, epoch, size, device), epoch * size
+        parts.append(order[max(0, begin - zero) : end - zero])
+    return torch.cat(parts)

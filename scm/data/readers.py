@@ -67,9 +67,7 @@ class IdxFolder:
 
         `torchvision_class` is one of `torchvision.datasets` that knows addresses and MD5 sums.
         """
-        # Imported here: slow, and of no use to anyone whose files are in place.
-        import torchvision.datasets
-        from torchvision.datasets.utils import download_url
+        import torchvision.datasets  # slow, and of no use to anyone whose files are in place
 
         source = getattr(torchvision.datasets, torchvision_class or "", None)
         if source is None or not hasattr(source, "mirrors"):
@@ -80,17 +78,23 @@ class IdxFolder:
         for name, md5 in source.resources:
             if (self.root / name.removesuffix(".gz")).is_file():
                 continue
-            try:
-                download_url(source.mirrors[0] + name, str(self.root), filename=name, md5=md5)
-            except (OSError, RuntimeError) as error:  # URLError is an OSError
-                path = self.root / name
-                raise UserError(f"{path} cannot be downloaded ({error}); {self.remedy}") from error
+            fetched(source.mirrors[0] + name, md5, self.root / name, self.remedy)
 
     def _find(self, name: str) -> Path:
         for path in (self.root / f"{name}.gz", self.root / name):
             if path.is_file():
                 return path
         raise UserError(f"{self.root / name}.gz is missing; {self.remedy}")
+
+
+def fetched(url: str, md5: str, path: Path, remedy: str) -> None:
+    """Download by torchvision what is missing or has another MD5. UserError where it cannot be."""
+    from torchvision.datasets.utils import download_url
+
+    try:
+        download_url(url, str(path.parent), filename=path.name, md5=md5)
+    except (OSError, RuntimeError) as error:  # URLError is an OSError
+        raise UserError(f"{path} cannot be downloaded ({error}); {remedy}") from error
 
 
 def _unpacked(path: Path, most: int) -> bytearray:

@@ -13,9 +13,11 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from scm.config.metrics import feature_weights
 from scm.core.errors import UserError
 from scm.core.files import reading
 from scm.data.dataset import to_float
+from scm.data.images import ImageDataset
 from scm.storage import store
 
 BATCH = 500  # images at once
@@ -29,11 +31,21 @@ class Seen(NamedTuple):
 
 
 class FeatureNet(nn.Module):
-    """A classifier: images to features to classes."""
+    """A classifier: images to features to classes, and to `targets` further numbers if there are.
+
+    A classifier of shapes alone would be blind to colours; numbers that a linear layer is to read
+    from the features too are what it cannot be blind to.
+    """
 
     layer: str  # what the features are, in words
     layers: nn.Module
     classes: nn.Linear
+    targets: nn.Linear | None
+
+    def read_by(self, features: int, num_classes: int, targets: int) -> None:
+        """Make the linear layers that read so many features."""
+        self.classes = nn.Linear(features, num_classes)
+        self.targets = nn.Linear(features, targets) if targets else None
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Features (B, D) and logits (B, K) of images (B, C, H, W) in [-0.5, 0.5]."""
@@ -59,6 +71,7 @@ class Strided(FeatureNet):
         num_classes: int,
         widths: list[int],
         features: int,
+        targets: int = 0,  # the shipped files of MNIST name none
     ) -> None:
         super().__init__()
         channels, height, width = image_shape
@@ -73,7 +86,7 @@ class Strided(FeatureNet):
             nn.BatchNorm1d(features),
             nn.ReLU(),
         )
-        self.classes = nn.Linear(features, num_classes)
+        self.read_by(features, num_classes, targets)
 
 
 class Pooled(FeatureNet):
@@ -93,6 +106,7 @@ class Pooled(FeatureNet):
         image_shape: tuple[int, int, int] | list[int],
         num_classes: int,
         widths: list[int],
+        targets: int = 0,
     ) -> None:
         super().__init__()
         strides = [2] * (len(widths) - 2) + [1]
@@ -106,7 +120,7 @@ class Pooled(FeatureNet):
             nn.AdaptiveAvgPool2d(1),
             nn.Flatten(),
         )
-        self.classes = nn.Linear(widths[-1], num_classes)
+        self.read_by(widths[-1], num_classes, targets)
 
 
 class _Residual(nn.Module):
@@ -155,6 +169,21 @@ def train_command(data_name: str, *, second: bool = False) -> str:
     return f"python -m scm features --data {data_name}{' --second' * second}"
 
 
+def lacking(dataset: ImageDataset) -> str | None:
+    """Why there is no feature network for this set, and what to do; None where there is one."""
+    if feature_weights(dataset.name).exists():
+        return None
+    if dataset.num_classes < 2:
+        return (
+            f"no quality metrics, since the images of {dataset.name} have no classes to tell apart"
+        )
+    command = train_command(dataset.told_as)
+    return (
+        f"there is no feature network for {dataset.name} yet, so no quality metrics; "
+        f"make one with `{command}`"
+    )
+
+
 def load(path: Path, device: torch.device | str) -> FeatureNetwork:
     """Read and verify a feature network.
 
@@ -163,7 +192,7 @@ def load(path: Path, device: torch.device | str) -> FeatureNetwork:
     name = path.stem.removeprefix("features_")
     if not path.exists():
         raise UserError(
-            f"{path.name}: there is no feature network for {name} yet, so no quality metric; "
+            f"{path.name}: there is no feature network for {name} yet, so no quality metrics; "
             f"make one with `{train_command(name)}`"
         )
     weights, facts = store.read_weights(path)

@@ -129,13 +129,14 @@ def neighbourhoods(
     )
 
 
-def nearest_distances(x: Tensor, to: Tensor, *, rank: int = 1) -> Tensor:
-    """Distance of every row of x to its nearest row of `to`, (N,); `rank` 2: its next nearest.
+def nearest_distances(x: Tensor, to: Tensor, *, ranks: int = 1) -> Tensor:
+    """Distances of every row of x to its nearest rows of `to`, (N, ranks) in their order.
 
     In the dtype of x: of pixels float32 is enough, and 60,000 x 784 of them are many.
     """
-    nearest = [_distances(x[rows], to).topk(rank, largest=False) for rows in _blocks(x, to)]
-    return torch.cat([found.values[:, -1] for found in nearest])
+    ranks = min(ranks, len(to))
+    nearest = [_distances(x[rows], to).topk(ranks, largest=False) for rows in _blocks(x, to)]
+    return torch.cat([found.values for found in nearest])
 
 
 def class_histogram(probabilities: Tensor) -> Tensor:

@@ -19,7 +19,7 @@ from scm.config.metrics import SECOND, feature_weights
 from scm.config.ranges import SMALLEST
 from scm.core import rng
 from scm.core.errors import UserError
-from scm.core.files import WORK
+from scm.core.files import CACHE
 from scm.data.dataset import Dataset
 from scm.data.images import ImageDataset
 from scm.evaluation import features, metrics
@@ -28,11 +28,11 @@ from scm.storage import store
 
 log = logging.getLogger(__name__)
 
-CACHE = WORK / "outputs" / ".cache"
 VERSION = 1  # of what is cached: to be raised when its computation changes
 K = 3  # of precision and recall (Kynkaanniemi 2019)
 WIDE_K = 5  # of density and coverage (Naeem 2020)
 MEMORISATION_IMAGES = 1000  # whose nearest training images are looked for
+PIECE = 20_000  # training images that they are compared with at once
 
 
 @dataclass(frozen=True)
@@ -139,10 +139,12 @@ class Quality:
 
         In pixels, since the feature network has seen the training images and not the test images.
         """
-        x, train = (
-            part.flatten(1).float().div_(255) for part in (images[:MEMORISATION_IMAGES], self.train)
-        )
-        return float(metrics.nearest_distances(x, train, rank=rank).median())
+        x = images[:MEMORISATION_IMAGES].flatten(1).float().div_(255)
+        found = [
+            metrics.nearest_distances(x, part.flatten(1).float().div_(255), ranks=rank)
+            for part in self.train.split(PIECE)  # a mapped set is not read whole
+        ]
+        return float(torch.cat(found, 1).sort().values[:, rank - 1].median())
 
     def _looked_at(self) -> dict[str, Tensor | float]:
         log.info("quality: looking at the real images, once")
@@ -195,6 +197,8 @@ def quality_of(dataset: Dataset, device: torch.device | str) -> Quality:
     """
     if not isinstance(dataset, ImageDataset):
         raise UserError(f"data={dataset.name}: its samples are no images, so no quality metrics")
+    if lack := features.lacking(dataset):
+        raise UserError(f"{feature_weights(dataset.name).name}: {lack}")
     network = features.load(feature_weights(dataset.name), device)
     second = feature_weights(dataset.name, second=True)
     return Quality(

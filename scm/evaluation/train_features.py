@@ -32,12 +32,16 @@ def train(
     seed: int,
     epochs: int,
 ) -> FeatureNet:
-    """The classifier after `epochs` of AdamW with a warm-up and half a cosine, in eval mode."""
+    """The classifier after `epochs` of AdamW with a warm-up and half a cosine, in eval mode.
+
+    The loss is the cross entropy of the classes and, for a set that has further targets, their mean
+    squared error in units of their variance.
+    """
     torch.manual_seed(rng.derive_seed(seed, "feature-weights"))
-    device = dataset.train.device
+    device = dataset.device
     net = kind(**settings).to(device).to(memory_format=torch.channels_last)
     optimizer = torch.optim.AdamW(net.parameters(), weight_decay=WEIGHT_DECAY)
-    per_epoch = len(dataset.train) // BATCH
+    per_epoch = max(1, len(dataset.train) // BATCH)
     steps = epochs * per_epoch
     losses = torch.zeros((), device=device)
     for step in range(steps):
@@ -45,8 +49,12 @@ def train(
             group["lr"] = PEAK_LR * rate(step / steps)
         x0, labels = dataset.batch(seed, step, BATCH)
         x0 = augmented(x0, rng.generator(seed, "feature-augment", step, device="cpu"))
-        _, logits = net(x0)
+        features, logits = net(x0)
         loss = nn.functional.cross_entropy(logits, labels)
+        if net.targets is not None and dataset.train_targets is not None:
+            goal = dataset.train_targets[dataset.indices(seed, step, BATCH)]
+            error = nn.functional.mse_loss(net.targets(features), goal)
+            loss = loss + error / dataset.train_targets.var()
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         optimizer.step()
@@ -71,6 +79,8 @@ def augmented(x: Tensor, gen: torch.Generator) -> Tensor:
     cos, sin = (TURN * turn).cos() * (1 + ZOOM * zoom), (TURN * turn).sin() * (1 + ZOOM * zoom)
     rows = [torch.stack([cos, -sin, SHIFT * right], 1), torch.stack([sin, cos, SHIFT * down], 1)]
     grid = nn.functional.affine_grid(torch.stack(rows, 1), list(x.shape), align_corners=False)
-    # what comes in from outside is 0: the background, once black is 0
-    moved = nn.functional.grid_sample(x + 0.5, grid, align_corners=False)
+    # what comes in from outside is 0: the background of grey images, once black is 0. One in colour
+    # goes on as its border is.
+    outside = "zeros" if x.shape[1] == 1 else "border"
+    moved = nn.functional.grid_sample(x + 0.5, grid, padding_mode=outside, align_corners=False)
     return moved - 0.5

@@ -5,7 +5,7 @@ from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
 
-from scm.report import charts, curves, tables
+from scm.report import charts, curves, study, tables
 from scm.report.read import is_finite
 
 
@@ -20,6 +20,7 @@ def filled(template: str, **values: Any) -> str:
         keep_trailing_newline=True,
     )
     pages.filters |= {name: getattr(tables, name) for name in ("head", "number", "tested", "plain")}
+    pages.filters["shown"] = study.shown
     pages.filters |= {"svg": lambda chart: charts.drawn([chart]).encode(), "inline": _inline}
     pages.tests["finite"] = is_finite
     pages.globals |= {"curves": curves, "look": charts.look}

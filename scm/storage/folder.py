@@ -15,13 +15,7 @@ import yaml
 
 from scm.config.read import differences, flatten, identity
 from scm.core.errors import UserError
-from scm.core.files import reading, write_atomic, write_json
-
-try:
-    import fcntl
-except ImportError:  # not POSIX: two processes in one folder are not noticed there
-    fcntl = None  # type: ignore[assignment]
-
+from scm.core.files import lock, reading, write_atomic, write_json
 
 APPENDED = (".lock", "run.log", "metrics.jsonl")  # opened in place; other files are replaced
 RESTORE = "restore it or use a new folder"  # what to do about an unreadable file of a run's
@@ -34,6 +28,7 @@ class Status(StrEnum):
     running = "running"
     stopped = "stopped"
     failed = "failed"
+    pruned = "pruned"  # stopped early by a study, since it would not have been the best
     done = "done"
 
 
@@ -128,12 +123,9 @@ class RunFolder:
         for folder in (self.path / ".hydra", self.checkpoints, self.samples):
             folder.mkdir(parents=True, exist_ok=True)
         with ExitStack() as unless_kept:
-            lock = unless_kept.enter_context(open(self.path / ".lock", "a"))
-            try:
-                if fcntl is not None:
-                    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError:
-                raise NotThisRuns(f"{self.path}: another process trains in this folder") from None
+            held = unless_kept.enter_context(open(self.path / ".lock", "a"))
+            if not lock(held):
+                raise NotThisRuns(f"{self.path}: another process trains in this folder")
             if "config.yaml" in config_files:
                 self.check(yaml.safe_load(config_files["config.yaml"]))
             unless_kept.pop_all()
@@ -141,7 +133,7 @@ class RunFolder:
             stale.unlink()
         for name, text in config_files.items():
             write_atomic(self.path / ".hydra" / name, text.encode())
-        return lock
+        return held
 
     def record_failure(self, config_files: dict[str, str], more: dict[str, Any], text: str) -> None:
         """Say that the run has failed, with its traceback, also where it never began.

@@ -117,11 +117,7 @@ def _quality(config: Config, dataset: Dataset, device: torch.device) -> Quality 
     if not wanted or not isinstance(dataset, ImageDataset):
         return None
     if not metrics.quality_groups(config):
-        log.info(
-            "no quality metrics: there is no feature network for %s; `%s` makes one",
-            dataset.name,
-            features.train_command(dataset.name),
-        )
+        log.info("%s", features.lacking(dataset))
         return None
     return quality_of(dataset, device)
 

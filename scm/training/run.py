@@ -6,6 +6,7 @@ import traceback
 from functools import partial
 from typing import Any
 
+from scm.config.metrics import Hopeless
 from scm.config.read import identity, plain
 from scm.core import machine
 from scm.core.interrupts import Interrupted, Interrupts
@@ -19,11 +20,12 @@ from scm.training.recorder import Recorder
 log = logging.getLogger(__name__)
 
 
-def run(parts: Assembly) -> dict[str, Any]:
+def run(parts: Assembly, hopeless: Hopeless | None = None) -> dict[str, Any]:
     """Train to the end of the budget, or until interrupted; returns what metrics.json holds.
 
-    To be called once, by all processes of the job together. Any exception is recorded in
-    metrics.json, with its traceback, and raised again.
+    `hopeless` is asked after each evaluation but the last whether to stop early. To be called once,
+    by all processes of the job together. Any exception is recorded in metrics.json, with its
+    traceback, and raised again.
     """
     world, wanted = parts.task.world, parts.task.trainer.deterministic
     recorder = Recorder(parts)
@@ -35,9 +37,9 @@ def run(parts: Assembly) -> dict[str, Any]:
             machine.deterministic(wanted, parts.device),
             Interrupts() as interrupts,
         ):
-            signal = _train(parts, recorder, interrupts) or _finish(parts, recorder, interrupts)
-        status = Status.stopped if signal else Status.done
-        world.first(lambda: recorder.write(status=status, signal=signal))
+            end = _train(parts, recorder, interrupts, hopeless)
+            end = end or _finish(parts, recorder, interrupts)
+        world.first(lambda: recorder.write(**end))
     except Exception:
         if world.is_first:
             recorder.fail(traceback.format_exc())
@@ -56,24 +58,33 @@ def _resume(parts: Assembly, recorder: Recorder) -> None:
         log.info("going on at step %d: %s", parts.learner.step, parts.folder.path)
 
 
-def _train(parts: Assembly, recorder: Recorder, interrupts: Interrupts) -> int:
-    """Train on and save; returns the signal that ended it, 0 for none.
+def _train(
+    parts: Assembly, recorder: Recorder, interrupts: Interrupts, hopeless: Hopeless | None
+) -> dict[str, Any]:
+    """Train on and save; returns how it ended where that was before the end of its budget.
 
     Clocks and signals differ between processes: each asks the others before it decides by one.
     """
     learner, task, save = parts.learner, parts.task, partial(_save, parts, recorder)
     steps = train_steps(learner, task, recorder.used, parts.score)
-    while not (signal := task.world.largest(interrupts.signal)) and recorder.used() < 1:
+    pruned = False
+    while not (signal := task.world.largest(interrupts.signal)) and not pruned:
+        if recorder.used() == 1:
+            break
         started = time.perf_counter()
         record = next(steps)
         divergence.check(learner, task, parts.folder.path / "diverged.json", parts.score)
         recorder.step(record, started)
         if recorder.used() < 1 and record.step % task.trainer.evaluate_every == 0:
             task.world.first(lambda: _evaluate(parts, recorder, final=False))
+            if hopeless is not None:
+                pruned = task.world.share(hopeless(record.step, recorder.evaluated))
         if recorder.used() < 1 and record.step % task.trainer.save_every == 0:
             task.world.first(save)
     task.world.first(save)
-    return signal
+    if signal:
+        return {"status": Status.stopped, "signal": signal}
+    return {"status": Status.pruned, "signal": 0} if pruned else {}
 
 
 def _save(parts: Assembly, recorder: Recorder) -> None:
@@ -95,8 +106,8 @@ def _save_weights(parts: Assembly, name: str) -> None:
     store.save_weights(parts.folder.checkpoints / name, weights, identity(plain(parts.config)))
 
 
-def _finish(parts: Assembly, recorder: Recorder, interrupts: Interrupts) -> int:
-    """The last evaluation; returns the signal that ended it, 0 for none.
+def _finish(parts: Assembly, recorder: Recorder, interrupts: Interrupts) -> dict[str, Any]:
+    """The last evaluation; returns how it ended.
 
     The last checkpoint is there already, so that the next run goes on with this.
     """
@@ -109,8 +120,8 @@ def _finish(parts: Assembly, recorder: Recorder, interrupts: Interrupts) -> int:
     try:
         parts.task.world.first(last)
     except Interrupted as interrupted:
-        return int(interrupted.args[0])
-    return 0
+        return {"status": Status.stopped, "signal": int(interrupted.args[0])}
+    return {"status": Status.done, "signal": 0}
 
 
 def _evaluate(parts: Assembly, recorder: Recorder, *, final: bool) -> None:

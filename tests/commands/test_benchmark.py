@@ -1,16 +1,29 @@
 """The benchmark's command on tiny networks, its FLOPs, and the seed's form of the tangent."""
 
 import json
+import math
 from dataclasses import replace
 from functools import partial
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from runs import DIGITS, TINY
 
-from benchmark import attention, cases, memory, neighbour, process, reference, report, timing
+from benchmark import (
+    attention,
+    cases,
+    exponents,
+    growth,
+    memory,
+    neighbour,
+    process,
+    reference,
+    report,
+    timing,
+)
 from benchmark import runs as sweep_runs
 from benchmark.__main__ import main
 from benchmark.cases import FORMS, MATCHED, METHODS, STEPS
@@ -19,6 +32,7 @@ from benchmark.timing import Case, Label, Timing, Work, count_flops, measure
 from scm.commands import report as sweep_report
 from scm.config import compose as composing
 from scm.method import dual
+from scm.storage import model as models
 
 CPU = torch.device("cpu")
 LABEL = Label("unet_small", "fp32", 4, "diffusion")
@@ -151,13 +165,76 @@ def test_runs_that_never_were_are_read_as_real_ones(tmp_path):
 
 
 @pytest.mark.slow
-def test_scaling_suite_has_batch_sizes_and_threads(capsys, tmp_path, small_reference):
-    arguments = ("--suite", "scaling", "--batch-sizes", "2", "4")
-    lines, result = command(capsys, tmp_path, *arguments)
-    check_timed(lines, result)
-    found = {(row["batch_size"], row["threads"], row["case"]) for row in result["rows"]}
-    steps = ("diffusion", "sct dual")
-    assert found == {(b, k, c) for b, k in ((2, None), (4, None), (4, 1)) for c in steps}
+def test_scaling_suite_grows_one_thing_after_the_other(
+    capsys, tmp_path, small_reference, commands, monkeypatch
+):
+    monkeypatch.setattr(process.subprocess, "run", lambda command, **_: commands(*command[1:]))
+    values = {growth.BATCH: (2, 4), growth.WIDTH: (8, 16), growth.SIDE: (28, 32)}
+    values[growth.IMAGES] = (600, 60_000)
+    for grows, two in values.items():
+        monkeypatch.setitem(growth.AXES, grows, replace(growth.AXES[grows], values=two))
+    lines, result = command(capsys, tmp_path, "--suite", "scaling", rounds=1)
+    points = [row for row in result["rows"] if row["grows"]]
+    assert [(row["grows"], row["at"], row["case"]) for row in points] == [
+        *((grows, at, growth.STEP) for grows in list(values)[:3] for at in values[grows]),
+        *((growth.IMAGES, at, c) for c in (growth.DRAW, growth.ORDER) for at in (600, 60_000)),
+    ]
+    assert [row["batch_size"] for row in points] == [2, 4, *([4] * 8)]
+    held = {(row["case"], row["at"]): row.get("above_bytes") for row in points}
+    assert held[growth.DRAW, 60_000] > 60_000 * 28 * 28 and held[growth.ORDER, 600] is None
+    found = {row["case"]: row for row in result["rows"] if "exponent" in row}
+    assert {f"{growth.STEP}: time over {grows}" for grows in list(values)[:3]} < set(found)
+    row = found[f"{growth.ORDER}: time over {growth.IMAGES}"]
+    few, many = (point["seconds"]["median"] for point in points[-2:])
+    assert row["exponent"]["median"] == pytest.approx(math.log(many / few) / math.log(100))
+    assert row["expected"] == "1" and f"{row['exponent']['median']:.2f}" in "".join(lines)
+    threads = [row for row in result["rows"] if row["threads"]]
+    assert [(row["threads"], row["case"]) for row in threads] == [(1, growth.STEP)]
+
+
+def test_an_exponent_is_that_of_the_power_law_in_every_round():
+    """y = c x^1.5, each round of its own c: the exponent has no spread, and the line no bend."""
+    x = [1, 2, 4]
+    rows = [
+        {
+            **{"model": "m", "precision": "fp32", "case": "step", "grows": growth.BATCH, "at": at},
+            **{"error": "", "seconds": {"samples": [at**1.5, 7 * at**1.5]}},
+            "above_bytes": at**2 + at,
+        }
+        for at in x
+    ]
+    time, memory = exponents.exponent_rows(rows)
+    assert time["case"] == "step: time over batch" and time["expected"] == "1"
+    assert list(time["exponent"].values()) == pytest.approx([1.5] * 3)
+    assert time["last"]["median"] == pytest.approx(1.5) and time["bend"] == pytest.approx(0)
+    assert memory["last"]["median"] == pytest.approx(math.log2(20 / 6)) and memory["bend"] > 0.01
+    # numpy's own covariance of a line through 0, 1, 2 and the logarithms
+    logs = [math.log2(at**2 + at) for at in x]
+    line, covariance = np.polyfit([0, 1, 2], logs, 1, cov=True)
+    assert memory["exponent"]["median"] == pytest.approx(line[0])
+    assert memory["bend"] == pytest.approx(covariance[0, 0] ** 0.5)
+    assert not exponents.exponent_rows([{**rows[0], "error": "no memory"}, *rows[1:]])
+
+
+def test_images_of_a_side_are_read_as_real_ones_are(tmp_path):
+    label = Label("unet_small", "fp32", 4, growth.STEP, grows=growth.SIDE, at=32)
+    config = composing.composed(growth.overrides(label, tmp_path))
+    data = models.dataset(config.data)
+    assert data.train.shape == (growth.WRITTEN, 1, 32, 32)
+    assert data.measured_sigma_data() == pytest.approx(0.5)
+    assert len(data.train.unique()) == 2
+
+
+def test_a_batch_of_another_epoch_is_the_first_of_it(monkeypatch):
+    asked = []
+    monkeypatch.setattr(
+        growth, "dataset", lambda n: SimpleNamespace(batch=lambda *given: asked.append(given[1]))
+    )
+    shop = cases.Workshop("cpu", [], None)
+    for case in (growth.DRAW, growth.ORDER):
+        work = shop.random_batch(replace(LABEL, case=case, grows=growth.IMAGES, at=600))
+        work.call(), work.call(), work.call()
+    assert asked == [0, 1, 2, 0, 151, 302]  # 150 batches of 4 are an epoch
 
 
 def test_memory_suite_measures_every_step_in_its_own_process(

@@ -320,6 +320,14 @@ def test_batches_number_the_samples_across_epoch_borders(batch_size):
     assert torch.equal(joined[: len(epochs)], epochs)
 
 
+def test_a_batch_copies_no_whole_order(monkeypatch):
+    """Else its cost grew with the number of images: this order would take 80 TB."""
+    order = torch.zeros(1, dtype=torch.int64).expand(10**13)
+    monkeypatch.setattr(data, "epoch_order", lambda *_: order)
+    for step in (3, 10**13 // 4 - 1, 10**13 // 4):
+        assert torch.equal(batch_indices(0, step, 4, 10**13, CPU), torch.zeros(4).long())
+
+
 def test_batch_follows_from_seed_and_step_alone(tiny):
     images = IdxImages(**tiny)
     first = [images.batch(1, step, 8) for step in range(6)]

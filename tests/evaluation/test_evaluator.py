@@ -69,7 +69,7 @@ def test_a_missing_feature_network_is_one_line_in_the_log(tmp_path, monkeypatch,
     caplog.set_level("INFO")
     assert built(tmp_path / "run", *JUDGED).evaluator.quality is None
     assert caplog.text.count("no quality metrics") == 1
-    assert "`python -m scm features --data mnist` makes one" in caplog.text
+    assert "make one with `python -m scm features --data mnist`" in caplog.text
 
 
 def test_a_damaged_feature_network_ends_the_run_before_it_begins(tmp_path, monkeypatch):

@@ -5,14 +5,18 @@ import json
 
 import pytest
 import torch
-from runs import mnist
+from PIL import Image
+from runs import composed_once, mnist
 
 from scm.commands import features as command
 from scm.config.metrics import feature_weights
 from scm.core import rng
 from scm.core.errors import UserError
+from scm.data import image_folder
 from scm.data.dataset import to_uint8
 from scm.evaluation import features, train_features
+from scm.evaluation.quality import quality_of
+from scm.storage import model as models
 from scm.storage import store
 
 SHIPPED = feature_weights("mnist")
@@ -127,6 +131,7 @@ def test_pooled_features_are_channel_means_after_residual_blocks(stride):
         (["--out", "x.safetensors", "--epochs", "0"], "--epochs 0: must be at least 1"),
         (["--data", "bimodal"], "--data bimodal: has no images"),
         (["--data", "cifar"], "data/cifar"),
+        (["--data", "image_folder"], "data.root=null: set data.root=FOLDER"),
     ],
 )
 def test_mistakes_are_one_line(arguments, said, capsys):
@@ -151,3 +156,41 @@ def test_the_rate_rises_then_falls_to_0():
     assert rates[top] == pytest.approx(1, abs=0.01) and rates[-1] == pytest.approx(0, abs=1e-9)
     assert rates[: top + 1] == sorted(rates[: top + 1])
     assert rates[top:] == sorted(rates[top:], reverse=True)
+
+
+def test_augmentation_of_colour_goes_on_as_the_border_is():
+    """There is no one background that could come in from outside."""
+    x = torch.tensor([0.4, -0.3, 0.1])[None, :, None, None].expand(6, 3, 8, 8)
+    moved = train_features.augmented(x, rng.generator(0, "test", device="cpu"))
+    torch.testing.assert_close(moved, x.contiguous())
+
+
+def test_a_network_learns_to_read_the_colours(digits):
+    data = models.dataset(composed_once(("data=color_mnist", *digits)).data)
+    settings = {"image_shape": [3, 32, 32], "num_classes": 10, "targets": 6}
+    settings |= {"widths": [8] * 4, "features": 16}
+    net = train_features.train(features.Strided, settings, data, seed=0, epochs=12)
+    seen = features.FeatureNetwork(net, "", {})(data.test)
+    assert command.explained(net, seen.features, data.test_targets) > 0.3
+    exact = seen.features[:0].new_zeros(len(data.test), net.targets.in_features)
+    mean = data.test_targets.mean(0)
+    net.targets.weight.data.zero_(), net.targets.bias.data.copy_(mean)
+    assert command.explained(net, exact, data.test_targets) == pytest.approx(0, abs=1e-5)
+
+
+def test_images_without_classes_have_no_classifier(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(image_folder, "CACHE", tmp_path / "cache")
+    for i in range(12):
+        Image.new("RGB", (9, 9), (20 * i, 255 - 20 * i, 128)).save(tmp_path / f"{i}.png")
+    told = ("image_folder", f"root={tmp_path}", "sigma_data_tolerance=9")
+    with pytest.raises(SystemExit):
+        command.main(["--data", *told, "--out", str(tmp_path / "x.safetensors")])
+    assert "its images have no classes to tell apart" in capsys.readouterr().err
+    overrides = ("data=image_folder", *[f"data.{one}" for one in told[1:]])
+    data = models.dataset(composed_once(overrides).data)
+    with pytest.raises(UserError, match="no quality metrics, since"):
+        quality_of(data, CPU)
+    data.num_classes = 2
+    asked = f"--data image_folder name=image_folder root={tmp_path}"
+    with pytest.raises(UserError, match=f"make one with `python -m scm features {asked}`"):
+        quality_of(data, CPU)

@@ -160,8 +160,8 @@ def test_nearest_distances(monkeypatch):
     ordered = torch.cdist(x, y).sort(1).values
     for elements in (1, 100, 2**24):
         monkeypatch.setattr(metrics, "BLOCK_ELEMENTS", elements)
-        assert torch.allclose(metrics.nearest_distances(x, y), ordered[:, 0], atol=1e-5)
-        assert torch.allclose(metrics.nearest_distances(x, y, rank=2), ordered[:, 1], atol=1e-5)
+        assert torch.allclose(metrics.nearest_distances(x, y)[:, 0], ordered[:, 0], atol=1e-5)
+        assert torch.allclose(metrics.nearest_distances(x, y, ranks=2), ordered[:, :2], atol=1e-5)
 
 
 def test_histogram_variation_and_confidence():

@@ -5,13 +5,18 @@ Then both are `python run.py`, with the same arguments.
 
 import runpy
 import sys
+from copy import deepcopy
+from dataclasses import replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import torch
+from runs import TINY, built
 from test_loop import BATCH, OBJECTIVES, draw, gradients
 
 from scm.core.distributed import World, world
 from scm.core.errors import UserError
-from scm.training.loop import parts_of
+from scm.training.loop import parts_of, train_steps
 
 
 def check_gradients() -> None:
@@ -27,6 +32,29 @@ def check_gradients() -> None:
                 atol=1e-13,
                 msg=lambda text, name=name, size=size: f"{name}, micro-batches of {size}: {text}",
             )
+
+
+def check_matching() -> None:
+    """The network and the one that scores its samples, after two steps: those of one process."""
+    small = ("data=bimodal", *TINY["mlp"], "matching=dmd", "matching.score_steps=2")
+    small += ("objective/velocity@matching.velocity=exact", "trainer.batch_size=9")
+    small += ("trainer.lr_warmup_steps=0",)
+    ends = []
+    for processes in (World(), world()):
+        with TemporaryDirectory() as folder:
+            parts = built(Path(folder) / "run", *small)
+        assert parts.score is not None
+        nets = (parts.learner.net, parts.score.net)
+        before = [deepcopy(net.state_dict()) for net in nets]
+        task = replace(parts.task, world=processes)
+        steps = train_steps(parts.learner, task, lambda: 0.0, parts.score)
+        records = [next(steps).scalars for _ in range(2)]
+        assert parts.score.step == 4
+        for net, first in zip(nets, before, strict=True):
+            assert any(not torch.equal(value, first[k]) for k, value in net.state_dict().items())
+        ends.append([*(net.state_dict() for net in nets), *records])
+    for mine, expected in zip(ends[1], ends[0], strict=True):
+        torch.testing.assert_close(mine, expected, rtol=1e-3, atol=1e-5)  # float32, another order
 
 
 def check_agreement() -> None:
@@ -54,6 +82,7 @@ if __name__ == "__main__":
     torch.set_num_threads(1)
     check_agreement()
     check_gradients()
-    world().first(lambda: print("gradients agree", flush=True))
+    check_matching()
+    world().first(lambda: print("gradients and matching agree", flush=True))
     sys.argv[0] = "run.py"
     runpy.run_path("run.py", run_name="__main__")

@@ -182,6 +182,9 @@ CASES = (
     run("data.root={place}/idx-magic", *IDX, says="not an idx file"),
     run("data.root={place}/idx-magic", IDX[0], says="(SHA-256"),
     run("data=fashion_mnist", "data.root={place}/empty", says="data.download=true"),
+    run("data=cifar10", "data.root={place}/empty", says="cifar-10-python.tar.gz is missing"),
+    run("data=image_folder", says="data.root=null: set data.root=FOLDER or data.root=FILE.zip"),
+    run("data=image_folder", "data.root={place}/empty", says="there are no pictures in it"),
     run("data.download=true", says="data.download=true: no download"),
     # sampling
     sample("{place}/empty", *OUT, says="empty: no weights in this folder"),

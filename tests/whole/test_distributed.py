@@ -131,12 +131,12 @@ def test_processes_that_start_processes_or_searches_are_refused(part, monkeypatc
 
 @pytest.mark.slow
 def test_two_processes_agree_and_share_each_run_of_a_sweep(alone, tmp_path):
-    """First their agreement and gradients, as two_processes.py checks them; then a run that fails
-    in both, and stands as failed; then one that is what one process trains."""
+    """First their agreement, gradients and matching, as two_processes.py checks them; then a run
+    that fails in both, and stands as failed; then one that is what one process trains."""
     jobs = ["-m", f"hydra.sweep.dir={tmp_path}", *quick(*RUN), "trainer.batch_size=1,9"]
     job = torchrun(str(TESTS / "support" / "two_processes.py"), *jobs)
     said, _ = job.communicate(timeout=400)
-    assert job.returncode != 0 and "gradients agree" in said, said
+    assert job.returncode != 0 and "gradients and matching agree" in said, said
     found = {
         path.parent.name: json.loads(path.read_text()) for path in tmp_path.glob("*/metrics.json")
     }

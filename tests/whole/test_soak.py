@@ -160,6 +160,10 @@ OF_OPTIONS = {  # keys that only some options have
         "sampler.{sampler}.rho": log_uniform(1, 10),
     },
     ("data", "bimodal"): {"data.mean": uniform(0, 3), "data.std": log_uniform(0.1, 2)},
+    ("data", "color_mnist"): {
+        "data.colour_seed": lambda rng: rng.randrange(2**63),
+        "data.contrast": uniform(0, 150),
+    },
 }
 ELSEWHERE = (  # sizes come with the small models; data as they are; budgets end runs soon
     *("model.width*", "model.blocks", "model.multipliers", "model.patch", "model.groups"),
@@ -171,14 +175,14 @@ ELSEWHERE = (  # sizes come with the small models; data as they are; budgets end
         "trainer.threads",
     ),
     *("data.image_shape", "data.num_classes", "data.train_size", "data.test_size"),
-    *("data.sigma_data*", "model.width"),
+    *("data.sigma_data*", "data.pad", "data.held_out", "model.width"),
     *("trainer.*quality_images", "model.image_shape"),
 )
 
 
 def drawn(rng, digits, teacher):
     """Overrides of one possible configuration."""
-    data = rng.choice(("bimodal", "mnist"))
+    data = rng.choice(("bimodal", "mnist", "color_mnist"))
     model = "mlp" if data == "bimodal" else rng.choice(sorted(TINY))
     kinds = ["diffusion", "sct", "ect", "discrete_ct", *FLOW] + DISTILLED * (data == "bimodal")
     choice = {
@@ -199,7 +203,7 @@ def drawn(rng, digits, teacher):
             choice["weighting"] = rng.choice(("unit", "inv_sigma"))
         flow = ("flow_two_step",) * (choice["objective"] in FLOW)
         choice["sampler"] = rng.choice(("one_step", "two_step", "multi_step", *flow))
-    if data == "mnist" and choice["objective"] in ("diffusion", "sct", "ect", "discrete_ct"):
+    if data != "bimodal" and choice["objective"] in ("diffusion", "sct", "ect", "discrete_ct"):
         choice["objective/velocity"] = rng.choice(("pair", "data_mean"))
     if choice["objective"] in DISTILLED:
         choice["objective/velocity"] = rng.choice(("teacher", "guided"))
@@ -214,7 +218,7 @@ def drawn(rng, digits, teacher):
     overrides = [f"{group}={option}" for group, option in choice.items()]
     overrides += [*TINY[model], *[f"{key}={draw(rng)}" for key, draw in values.items()]]
     overrides += ["trainer.budget.steps=3"]
-    if data == "mnist":
+    if data != "bimodal":
         overrides += [*digits, f"model.num_classes={rng.choice((0, 10))}"]
     if choice["objective"] in DISTILLED:
         overrides += [f"objective.teacher={teacher}", "objective.init=null"]

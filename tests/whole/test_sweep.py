@@ -3,13 +3,14 @@
 import errno
 import json
 import os
+import shlex
 import signal
 import time
 from pathlib import Path
 
 import pytest
 import yaml
-from hydra import initialize_config_dir
+from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from hydra.types import RunMode
 from omegaconf import OmegaConf
@@ -20,6 +21,7 @@ from tensorboard.plugins.hparams import metadata
 from scm.commands import callbacks, sweep
 from scm.config import compose as composing
 from scm.core.errors import UserError
+from scm.report import read, study
 from scm.storage.folder import RunFolder
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -192,12 +194,12 @@ def test_the_toys_grid_ends_with_a_report(tmp_path, commands):
 
 @pytest.mark.slow
 def test_a_search_goes_on_where_it_stopped(tmp_path, commands):
-    """The sampler's seed proposes the same runs again: they are skipped, and new ones follow."""
-    pytest.importorskip("hydra_plugins.hydra_optuna_sweeper", reason="needs .[optuna]")
+    """With a larger n_trials new runs follow, and what is done is not done again."""
+    pytest.importorskip("optuna", reason="needs .[optuna]")
     jobs = ["run.py", "-cd", "sweeps", "-cn", "hparams_search"]
     jobs += [f"hydra.sweep.dir={tmp_path}", *QUICK]
     jobs += ["data=bimodal", *TINY["mlp"], "trainer.budget.steps=2"]
-    jobs += ["hydra.sweeper.sampler.n_startup_trials=1"]  # from then on proposals follow results
+    jobs += ["hydra.sweeper.n_startup=1"]  # from then on proposals follow results
     first = commands(*jobs, "hydra.sweeper.n_trials=2")
     assert first.returncode == 0, first.stderr
     two = statuses(tmp_path)
@@ -205,23 +207,45 @@ def test_a_search_goes_on_where_it_stopped(tmp_path, commands):
     assert again.returncode == 0, again.stderr
     four = statuses(tmp_path)
     assert len(two) == 2 and len(four) == 4 and two.items() < four.items()
-    assert again.stdout.count("skipped, done: ") == 2
+    assert again.stdout.count(f"done: {tmp_path}/") == 2
     losses = {
         path.parent: json.loads(path.read_text())["metrics"]["eval/loss"]
         for path in tmp_path.glob("*/metrics.json")
     }
-    found = yaml.safe_load((tmp_path / "optimization_results.yaml").read_text())
-    assert found["best_value"] == min(losses.values())
+    found = study.read([tmp_path], read.found([tmp_path]))
+    assert found.best.value == min(losses.values()) and len(found.trials) == 4
     best = min(losses, key=losses.get)
     config = yaml.safe_load((best / ".hydra" / "config.yaml").read_text())
-    assert found["best_params"]["objective.times.P_mean"] == config["objective"]["times"]["P_mean"]
+    assert found.best.params["objective.times.P_mean"] == config["objective"]["times"]["P_mean"]
+    assert found.best.run == best.name
+
+
+LAUNCHERS = {"joblib": "joblib", "submitit_local": "submitit", "submitit_slurm": "submitit"}
+
+
+@pytest.mark.parametrize(("launcher", "extra"), LAUNCHERS.items())
+def test_the_documents_commands_of_a_launcher_compose(launcher, extra):
+    """Each option of docs/sweeps.md that a launcher is given is one of its own."""
+    pytest.importorskip(f"hydra_plugins.hydra_{extra}_launcher", reason=f"needs .[{extra}]")
+    page = (REPOSITORY / "docs" / "sweeps.md").read_text().replace("\\\n", " ")
+    lines = [
+        line.split("#")[0] for line in page.splitlines() if f"hydra/launcher={launcher}" in line
+    ]
+    commands = [shlex.split(line) for line in lines if line.lstrip().startswith("python run.py")]
+    assert commands
+    for words in commands:
+        given = [word for word in words if word.startswith(("hydra/launcher", "hydra.launcher"))]
+        with initialize_config_dir(version_base="1.3", config_dir=str(composing.CONF)):
+            config = compose("config", overrides=given, return_hydra_config=True)
+        options = OmegaConf.to_container(config.hydra.launcher, resolve=False)
+        for key, value in (word.removeprefix("hydra.launcher.").split("=") for word in given[1:]):
+            assert str(options[key]) == value
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("launcher", "extra"), [("joblib", "joblib"), ("submitit_local", "submitit")]
-)
-def test_other_launchers_use_the_same_folders_and_exit_codes(launcher, extra, tmp_path, commands):
+@pytest.mark.parametrize("launcher", ["joblib", "submitit_local"])
+def test_other_launchers_use_the_same_folders_and_exit_codes(launcher, tmp_path, commands):
+    extra = LAUNCHERS[launcher]
     pytest.importorskip(f"hydra_plugins.hydra_{extra}_launcher", reason=f"needs .[{extra}]")
     jobs = ["run.py", "-m", f"hydra/launcher={launcher}", f"hydra.sweep.dir={tmp_path}", *QUICK]
     jobs += ["data=bimodal", *TINY["mlp"], "trainer.budget.steps=2", "trainer.batch_size=0,8"]
@@ -230,3 +254,19 @@ def test_other_launchers_use_the_same_folders_and_exit_codes(launcher, extra, tm
     wanted = {"trainer.batch_size=0": "failed", "trainer.batch_size=8": "done"}
     assert statuses(tmp_path) == wanted and (tmp_path / "report.html").exists()
     assert commands(*jobs).returncode == 1 and statuses(tmp_path) == wanted
+
+
+@pytest.mark.slow
+def test_a_study_by_a_launcher_of_two_processes(tmp_path, commands):
+    """Each batch of two is in two processes, which tell the study's file what they measure."""
+    pytest.importorskip("optuna", reason="needs .[optuna]")
+    pytest.importorskip("hydra_plugins.hydra_joblib_launcher", reason="needs .[joblib]")
+    jobs = ["run.py", "-m", "hydra/launcher=joblib", "hydra.launcher.n_jobs=2", *QUICK]
+    jobs += ["hydra/sweeper=study", "hydra.sweeper.n_jobs=2", f"hydra.sweep.dir={tmp_path}"]
+    jobs += ["data=bimodal", *TINY["mlp"], "trainer.budget.steps=2", "trainer.evaluate_every=1"]
+    ended = commands(*jobs, "hydra.sweeper.n_trials=2", "optimizer.lr=interval(1e-4,1e-2)")
+    assert ended.returncode == 0, ended.stderr
+    found = study.read([tmp_path], read.found([tmp_path]))
+    assert [trial.state for trial in found.trials] == ["done", "done"]
+    journal = (tmp_path / "study.log").read_text()
+    assert journal.count('"step":1') == 2  # both, from processes of their own
