@@ -44,6 +44,11 @@ def test_a_token_is_one_patch_and_goes_back_to_its_place(shape, patch):
     assert torch.equal(seen, expected)
 
 
+def test_a_block_starts_as_the_identity():
+    x, e = torch.randn(2, 49, 16), torch.randn(2, 8)
+    assert torch.equal(dit().blocks[0](x, e), x)
+
+
 def test_attention_lets_every_patch_see_every_other():
     net = dit()
     nn.init.normal_(net.blocks[0].attention.out.weight)
@@ -86,19 +91,18 @@ def test_it_is_told_a_second_time_and_a_class_which_start_without_effect():
     assert not torch.allclose(net(x, t, other, s)[0], net(x, t, label, s)[0])
 
 
-def test_queries_and_keys_have_unit_rms():
-    """Their size does not matter; with one direction for all, the weights are those of sqrt(d)."""
+def test_queries_and_keys_have_unit_rms_in_each_head():
+    """softmax(q' k'^T / sqrt(d)) v written out, q' and k' of length sqrt(d)."""
     torch.manual_seed(0)
     net = SelfAttention(8, 2, qk_norm=True).double()
-    nn.init.normal_(net.out.weight)
-    x = torch.randn(2, 5, 8).double()
-    before = net(x)
-    with torch.no_grad():
-        net.qkv.weight[:16] *= 1e3
-    torch.testing.assert_close(net(x), before, rtol=1e-3, atol=1e-4)
-    plain = SelfAttention(8, 2).double()
-    plain.load_state_dict(net.state_dict())
-    assert not torch.allclose(plain(x), before, rtol=0.1)
+    nn.init.eye_(net.out.weight)
+    x = 30 * torch.randn(2, 5, 8).double()
+    q, k, v = (
+        part.unflatten(2, (2, 4)).transpose(1, 2) for part in (x @ net.qkv.weight.T).chunk(3, dim=2)
+    )
+    q, k = (2 * nn.functional.normalize(part, dim=-1) for part in (q, k))
+    mixed = (q @ k.transpose(2, 3) / 2).softmax(-1) @ v
+    torch.testing.assert_close(net(x), mixed.transpose(1, 2).flatten(2), rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("length", [5, layers.SHORT, layers.SHORT + 1])
