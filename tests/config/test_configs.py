@@ -44,10 +44,6 @@ NEEDED = {  # what an option needs beside itself to be a possible run
         "objective.velocity.guide=pretrained/mnist_teacher.safetensors"
     ],
     ("sampler", "flow_four_step"): ["objective=lsd"],
-    ("experiment", "color_mnist_dmd"): [  # runs that are not there
-        "objective.init=null",
-        "objective.teacher=pretrained/mnist_teacher.safetensors",
-    ],
 }
 
 
