@@ -52,7 +52,7 @@ gpu: $(INSTALLED) ## on a GPU: every number of docs/performance.md, then the lar
 	@mkdir -p outputs/gpu
 	$(BIN)/python -m benchmark --device cuda --compile default cuda_graphs \
 	  --out outputs/gpu/step.json > outputs/gpu/step.md
-	set -e; for suite in seed memory sampling data scaling; do $(BIN)/python -m benchmark \
+	set -e; for suite in seed memory sampling data scaling attention; do $(BIN)/python -m benchmark \
 	  --suite $$suite --device cuda --out outputs/gpu/$$suite.json > outputs/gpu/$$suite.md; done
 	$(BIN)/python run.py experiment=mnist_teacher_gpu trainer.device=cuda hydra.run.dir=outputs/gpu/teacher
 	$(BIN)/python run.py experiment=mnist_scd_gpu trainer.device=cuda data.teacher=outputs/gpu/teacher \

@@ -22,7 +22,7 @@ from scm.config.schema import Config
 from scm.data.dataset import Dataset
 from scm.method import trigflow
 from scm.method.objective import Eulerian
-from scm.method.tangent import JVPS, Jvp
+from scm.method.tangent import JVPS, Jvp, differentiable_attention
 from scm.storage import store
 from scm.storage.folder import RunFolder
 from scm.storage.model import Model
@@ -34,7 +34,8 @@ def naive_jvp(
     fn: Any, primals: tuple[Tensor, ...], tangents: tuple[Tensor, ...]
 ) -> tuple[Any, Any]:
     """The starting scripts' way: one `torch.func.jvp` that records the tangent as well."""
-    result = torch.func.jvp(fn, primals, tangents)
+    with differentiable_attention():
+        result = torch.func.jvp(fn, primals, tangents)
     return result[0], result[1]
 
 

@@ -7,6 +7,8 @@ from typing import Any
 import torch
 
 from benchmark import reference
+from benchmark.attention import LEAN
+from benchmark.attention import Memory as AttentionMemory
 from benchmark.memory import Memory
 from benchmark.timing import Label, Timing
 
@@ -94,6 +96,32 @@ def neighbour_rows(label: Label, seconds: dict[str, list[float]]) -> list[Row]:
     return rows
 
 
+def attention_rows(
+    each: Sequence[tuple[Label, str]],
+    timings: Sequence[Timing],
+    memories: Sequence[AttentionMemory],
+) -> list[Row]:
+    """One row per length and way: seconds and bytes of each pass, and their ratios to the lean."""
+    found = dict(zip(each, zip(timings, memories, strict=True), strict=True))
+    rows: dict[Label, Row] = {}
+    for (label, passes), (timing, memory) in found.items():
+        row = rows.setdefault(label, {**asdict(label), "error": ""})
+        lean_timing, lean_memory = found[replace(label, case=LEAN), passes]
+        row["error"] = row["error"] or timing.error or memory.error
+        if row["error"] or lean_timing.error or lean_memory.error:
+            continue
+        pairs = zip(timing.seconds, lean_timing.seconds, strict=True)
+        row |= {
+            f"{passes}_seconds": quartiles(timing.seconds) | {"samples": timing.seconds},
+            f"{passes}_ratio": quartiles([mine / its for mine, its in pairs]),
+            f"{passes}_bytes": memory.above,
+            f"{passes}_bytes_ratio": memory.above / max(1, lean_memory.above),
+        }
+        if passes == "forward":
+            row["tangent_error"] = memory.tangent_error
+    return list(rows.values())
+
+
 def _convolution_peaks(timings: Sequence[Timing]) -> dict[str, float]:
     """Precision -> FLOP/s of its fastest reference convolution."""
     peaks: dict[str, float] = {}
@@ -141,6 +169,14 @@ def _ratio(key: str, digits: int) -> Callable[[Row], str]:
     return text
 
 
+def _median(key: str) -> Callable[[Row], str]:
+    return lambda row: _seconds(row[key]["median"])
+
+
+def _number(key: str) -> Callable[[Row], str]:
+    return lambda row: f"{row[key]:.2f}"
+
+
 def _megabytes(key: str) -> Callable[[Row], str]:
     return lambda row: f"{row[key] / 1e6:,.0f}"
 
@@ -152,6 +188,7 @@ COLUMNS: tuple[tuple[str, str, Callable[[Row], str]], ...] = (  # header, key it
     ("threads", "threads", lambda row: str(row["threads"])),
     ("grows", "grows", lambda row: row["grows"]),
     ("at", "at", lambda row: f"{row['at']:,}"),
+    ("tokens", "tokens", lambda row: str(row["tokens"])),
     ("case", "case", lambda row: row["case"]),
     ("compiled", "compiled", lambda row: row["compiled"]),
     ("median", "seconds", lambda row: _seconds(row["seconds"]["median"])),
@@ -173,6 +210,17 @@ COLUMNS: tuple[tuple[str, str, Callable[[Row], str]], ...] = (  # header, key it
     ("of the last two", "last", lambda row: f"{row['last']['median']:.2f}"),
     ("± of the line", "bend", lambda row: f"{row['bend']:.2f}"),
     ("expected", "expected", lambda row: row["expected"]),
+    *(
+        column
+        for passes, name in (("forward", "forward"), ("backward", "with backward"))
+        for column in (
+            (name, f"{passes}_seconds", _median(f"{passes}_seconds")),
+            ("/ lean", f"{passes}_ratio", _ratio(f"{passes}_ratio", 2)),
+            ("MB", f"{passes}_bytes", _megabytes(f"{passes}_bytes")),
+            ("/ lean", f"{passes}_bytes_ratio", _number(f"{passes}_bytes_ratio")),
+        )
+    ),
+    ("tangent's error", "tangent_error", lambda row: f"{row['tangent_error']:.1g}"),
     ("failed", "error", lambda row: row["error"].replace("|", "/")[:100]),
 )
 

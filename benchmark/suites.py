@@ -4,13 +4,13 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
-from itertools import product
+from itertools import groupby, product
 from typing import Any
 
 import torch
 from tqdm import tqdm
 
-from benchmark import exponents, growth, memory, neighbour, reference, report
+from benchmark import attention, exponents, growth, memory, neighbour, reference, report
 from benchmark.cases import METHODS, UNCOMPILED_FORMS, Workshop, step_cases
 from benchmark.timing import Case, Label, Work, measure
 from scm.config.schema import Precision
@@ -85,7 +85,7 @@ class StepSuite(Suite):
     """Forward pass and training steps, beside what the device reaches at most."""
 
     question = "what a training step costs, by objective, tangent and model"
-    models = ("unet", "unet_small", "unet_attention", "unet_mobile")
+    models = ("unet", "unet_small", "unet_attention", "dit", "unet_mobile")
     precisions = (Precision.fp32, Precision.bf16)
 
     def rows(self) -> list[report.Row]:
@@ -223,6 +223,36 @@ class MemorySuite(Suite):
         )
 
 
+class AttentionSuite(Suite):
+    """Attention by itself: value and tangent, and the value's gradient."""
+
+    question = "what attention and its tangent cost, by length and how it is computed"
+    precisions = (Precision.fp32, Precision.bf16)
+
+    def rows(self) -> list[report.Row]:
+        device = self.request.device
+        lengths = [
+            list(group)
+            for precision in self.resolved_precisions()
+            for _, group in groupby(attention.labels(precision.name), lambda label: label.tokens)
+        ]
+        each = [(label, p) for labels in lengths for label, p in product(labels, attention.PASSES)]
+        timings = measure(
+            (
+                Case(
+                    replace(label, case=f"{label.case}, {passes}"),
+                    partial(attention.work, label, passes, device),
+                )
+                for label, passes in each
+            ),
+            rounds=self.request.rounds,
+            device=device,
+        )
+        bar = tqdm(lengths, unit="process")
+        memories = [memory for labels in bar for memory in attention.measure(labels, device)]
+        return report.attention_rows(each, timings, memories)
+
+
 class NeighbourSuite(Suite):
     """A training step alone and beside a busy process, by how torch's threads wait."""
 
@@ -264,6 +294,7 @@ SUITES: dict[str, type[Suite]] = {
     "data": DataSuite,
     "scaling": ScalingSuite,
     "memory": MemorySuite,
+    "attention": AttentionSuite,
     "neighbour": NeighbourSuite,
     "report": ReportSuite,
 }

@@ -13,7 +13,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch.utils.flop_counter import FlopCounterMode, conv_flop_count
+from torch.utils.flop_counter import (
+    FlopCounterMode,
+    conv_flop_count,
+    sdpa_backward_flop_count,
+    sdpa_flop_count,
+)
 from tqdm import tqdm
 
 try:
@@ -21,6 +26,7 @@ try:
 except ImportError:  # not POSIX: too large a case ends the process there
     resource = None  # type: ignore[assignment]
 
+aten = torch.ops.aten
 WARM_UP_CALLS = 2  # after those that count FLOPs and compile
 MIN_SECONDS = 0.1  # of a sample: shorter work is repeated within it
 MAX_CALLS = 2000
@@ -38,6 +44,7 @@ class Label:
     threads: int | None = None  # None: as many as the program chooses
     grows: str = ""  # what is larger from row to row, of `benchmark.growth`
     at: int = 0  # how large it is here
+    tokens: int | None = None  # of attention by itself
 
     @property
     def eager(self) -> "Label":
@@ -151,7 +158,11 @@ def synchronize(device: torch.device) -> None:
 
 def count_flops(call: Callable[[], Any]) -> int:
     """FLOPs (2 per multiply-add) that the convolutions and matrix products of one call execute."""
-    formulas = {torch.ops.aten.convolution_backward: _convolution_backward}
+    formulas = {
+        aten.convolution_backward: _convolution_backward,
+        aten._scaled_dot_product_flash_attention_for_cpu: _attention,
+        aten._scaled_dot_product_flash_attention_for_cpu_backward: _attention_backward,
+    }
     counter = FlopCounterMode(display=False, custom_mapping=formulas)
     counter.mod_tracker = _NoModules()  # type: ignore[assignment]
     with counter:
@@ -171,6 +182,16 @@ def _convolution_backward(
     """Each gradient costs what the forward pass does; torch 2.14's formula forgets the groups."""
     _stride, _padding, _dilation, transposed, _output_padding, _groups, wanted = more
     return sum(wanted[:2]) * conv_flop_count(x, weight, dy, transposed=transposed)
+
+
+def _attention(q: Any, k: Any, v: Any, *more: Any, **kwargs: Any) -> int:
+    """Two products of matrices; torch 2.14 has formulas for the GPU's kernels only."""
+    return sdpa_flop_count(q, k, v)
+
+
+def _attention_backward(dy: Any, q: Any, k: Any, v: Any, *more: Any, **kwargs: Any) -> int:
+    """Five: q k^T anew, and one for each of dv, dP, dq, dk."""
+    return sdpa_backward_flop_count(dy, q, k, v)
 
 
 @contextmanager

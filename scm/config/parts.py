@@ -185,6 +185,17 @@ class Mobile(Model):
     groups: int = size()
 
 
+class DiT(Model):
+    """dit."""
+
+    targets = ("scm.nets.dit.DiT",)
+    patch: int = size()
+    width: int = size()
+    blocks: int = size(1000)
+    attention_heads: int = size()
+    expansion: int = size(1000)
+
+
 class MLP(Model):
     """mlp."""
 

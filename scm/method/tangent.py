@@ -5,11 +5,13 @@ Shapes: images (B, C, H, W), times (B,). All coefficients are computed in the ti
 """
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from scm.config.methods import Form, Norm, Rule
 from scm.method import dual
@@ -38,9 +40,14 @@ def split_jvp(
     The random state is restored between the passes, so that dropout draws the same mask in both.
     """
     devices = [primals[0].device] if primals[0].is_cuda else []
-    with torch.random.fork_rng(devices=devices), torch.no_grad():
+    with torch.random.fork_rng(devices=devices), torch.no_grad(), differentiable_attention():
         tangent = torch.func.jvp(fn, primals, tangents)[1]
     return fn(*primals), tangent
+
+
+def differentiable_attention() -> AbstractContextManager[None]:
+    """While entered, attention is written out: the fused kernels know no `torch.func.jvp`."""
+    return sdpa_kernel(SDPBackend.MATH)
 
 
 JVPS: dict[Form, Jvp] = {Form.dual: dual.jvp, Form.split: split_jvp}

@@ -12,11 +12,12 @@ from torch import Tensor, nn
 from scm.nets.embedding import TimeEmbedding
 
 EPS = 1e-5  # added to every mean square before the square root
+SHORT = 256  # keys up to which attention in 16 bits is written out on a CPU
 
 
-def pixel_norm(a: Tensor) -> Tensor:
-    """pnorm(a) = a / sqrt(mean_channels a^2 + eps)  (Lu & Song 2025, sec. 4); channels: dim 1."""
-    return a * torch.rsqrt(a.square().mean(dim=1, keepdim=True) + EPS)
+def pixel_norm(a: Tensor, dim: int = 1) -> Tensor:
+    """pnorm(a) = a / sqrt(mean_channels a^2 + eps)  (Lu & Song 2025, sec. 4); channels: dim."""
+    return a * torch.rsqrt(a.square().mean(dim=dim, keepdim=True) + EPS)
 
 
 def channel_norm(x: Tensor) -> Tensor:
@@ -113,6 +114,42 @@ def modulation(norm: str, channels: int, embedding_width: int) -> nn.Module:
     if norm not in NORMS:
         raise ValueError(f"model.norm={norm!r}: use one of {', '.join(NORMS)}")
     return NORMS[norm](channels, embedding_width)
+
+
+def attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """softmax(q k^T / sqrt(d)) v, each (B, heads, L, d).
+
+    On a CPU in 16 bits the fused kernel's backward takes 3 to 10 times as long as that of attention
+    written out, which is used there up to `SHORT` keys (docs/performance.md, "Attention").
+    """
+    if q.device.type == "cpu" and q.dtype.itemsize == 2 and k.shape[-2] <= SHORT:
+        return ((q * q.shape[-1] ** -0.5) @ k.transpose(-2, -1)).softmax(dim=-1) @ v
+    return F.scaled_dot_product_attention(q, k, v)
+
+
+class SelfAttention(nn.Module):
+    """softmax(q k^T / sqrt(d)) v among tokens (B, L, C), in heads of d channels; starts at zero.
+
+    qk_norm: q and k have unit RMS in each head, so that no logit exceeds sqrt(d).
+    """
+
+    def __init__(self, channels: int, heads: int, *, qk_norm: bool = False) -> None:
+        super().__init__()
+        if channels % heads:
+            raise ValueError(f"model.attention_heads={heads}: must divide the width {channels}")
+        self.heads = heads
+        self.qk_norm = qk_norm
+        self.qkv = Linear(channels, 3 * channels, bias=False)
+        self.out = zero(Linear(channels, channels, bias=False))
+
+    def forward(self, x: Tensor) -> Tensor:
+        batch, length, channels = x.shape
+        qkv = self.qkv(x).reshape(batch, length, 3, self.heads, -1)
+        q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)  # each (B, heads, L, d)
+        if self.qk_norm:
+            q, k = pixel_norm(q, dim=-1), pixel_norm(k, dim=-1)
+        mixed = attention(q, k, v)
+        return self.out(mixed.transpose(1, 2).reshape(batch, length, channels))
 
 
 class Conditioning(nn.Module):

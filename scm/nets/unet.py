@@ -16,7 +16,7 @@ from scm.nets.embedding import TimeEmbedding
 from scm.nets.layers import (
     Conditioning,
     Conv2d,
-    Linear,
+    SelfAttention,
     activations,
     channel_norm,
     check_inputs,
@@ -25,26 +25,12 @@ from scm.nets.layers import (
 )
 
 
-class Attention(nn.Module):
-    """x + softmax(q k^T / sqrt(d)) v, written out: the fused kernels have no forward derivative."""
-
-    def __init__(self, channels: int, heads: int) -> None:
-        super().__init__()
-        if channels % heads:
-            raise ValueError(f"model.attention_heads={heads}: must divide the width {channels}")
-        self.heads = heads
-        self.qkv = Linear(channels, 3 * channels, bias=False)
-        self.out = zero(Linear(channels, channels, bias=False))
+class Attention(SelfAttention):
+    """x + attention(norm(x)) among the places of an image."""
 
     def forward(self, x: Tensor) -> Tensor:
-        batch, channels, height, width = x.shape
-        tokens = channel_norm(x).movedim(1, -1).reshape(batch, height * width, channels)
-        qkv = self.qkv(tokens).reshape(batch, height * width, 3, self.heads, -1)
-        q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)  # each (B, heads, H W, d)
-        scale = q.shape[-1] ** -0.5
-        mixed = ((q * scale) @ k.transpose(-2, -1)).softmax(dim=-1) @ v
-        mixed = self.out(mixed.transpose(1, 2).reshape(batch, height * width, channels))
-        return x + mixed.reshape(batch, height, width, channels).movedim(-1, 1)
+        tokens = channel_norm(x).flatten(2).transpose(1, 2)
+        return x + super().forward(tokens).transpose(1, 2).reshape(x.shape)
 
 
 class Block(nn.Module):

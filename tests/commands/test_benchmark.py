@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from runs import DIGITS, TINY
 
 from benchmark import (
+    attention,
     cases,
     exponents,
     growth,
@@ -362,6 +363,61 @@ def test_flops_of_a_convolution_and_of_its_gradients(groups):
 
     assert count_flops(lambda: F.conv2d(x, weight, padding=1, groups=groups)) == forward
     assert count_flops(step) == 3 * forward
+
+
+def test_flops_of_fused_attention_and_of_its_gradients():
+    """2 products of 2 B H L^2 d forward; 5 backward, the first of them anew."""
+    q, k, v = torch.randn(3, 2, 3, 11, 4, requires_grad=True)
+    product = 2 * 2 * 3 * 11 * 11 * 4
+    assert count_flops(lambda: F.scaled_dot_product_attention(q, k, v)) == 2 * product
+    step = lambda: F.scaled_dot_product_attention(q, k, v).sum().backward()  # noqa: E731
+    assert count_flops(step) == 7 * product
+
+
+def test_attention_suite_sets_each_way_beside_the_lean_one(
+    capsys, tmp_path, commands, monkeypatch, small_reference
+):
+    """Times by round, memory of a process of each length, errors against float64."""
+    monkeypatch.setattr(process.subprocess, "run", lambda command, **_: commands(*command[1:]))
+    monkeypatch.setattr(attention, "BATCHES", {7: 3, 300: 2})
+    lines, result = command(capsys, tmp_path, "--suite", "attention")
+    rows = result["rows"]
+    assert [(row["tokens"], row["case"]) for row in rows] == [
+        (tokens, way) for tokens in (7, 300) for way in attention.WAYS
+    ]
+    for row, line in zip(rows, lines[2:], strict=False):
+        assert row["case"] in line and row["error"] == "" and row["tangent_error"] < 1e-5
+        lean = next(r for r in rows if (r["tokens"], r["case"]) == (row["tokens"], "lean"))
+        for passes in attention.PASSES:
+            mine, its = (r[f"{passes}_seconds"]["samples"] for r in (row, lean))
+            ratios = [a / b for a, b in zip(mine, its, strict=True)]
+            assert min(ratios) <= row[f"{passes}_ratio"]["median"] <= max(ratios)
+            ratio = row[f"{passes}_bytes"] / max(1, lean[f"{passes}_bytes"])
+            assert row[f"{passes}_bytes_ratio"] == pytest.approx(ratio)
+
+
+def test_every_way_of_attention_gives_the_same_value_tangent_and_gradient():
+    q, k, v, *tangents = torch.randn(6, 2, 2, 9, 4).double()
+    primals = tuple(x.requires_grad_() for x in (q, k, v))
+
+    def result(way):
+        jvp, attend = attention.WAYS[way]
+        y, dy = jvp(attend, primals, tuple(tangents))
+        return y, dy.detach(), *torch.autograd.grad(y, primals, tangents[0])
+
+    for way in attention.WAYS:
+        for mine, its in zip(result(way), result("lean"), strict=True):
+            torch.testing.assert_close(mine, its, rtol=1e-10, atol=1e-12)
+
+
+def test_attentions_memory_is_the_peak_of_one_call_and_what_fails_says_why():
+    """Written out under torch.func.jvp it holds several matrices of all by all, lean none."""
+    labels = {way: Label("", "fp32", 1, way, tokens=1500) for way in attention.WAYS}
+    matrix = attention.HEADS * 1500 * 1500 * 4
+    found = {way: attention.call(label, "forward", CPU) for way, label in labels.items()}
+    assert found["lean"].above < matrix < found["written out, torch.func.jvp"].above / 2
+    huge = replace(labels["lean"], batch_size=2**40)
+    assert "allocate" in attention.call(huge, "forward", CPU).error
 
 
 def test_reference_convolution_counts_as_its_formula(small_reference):

@@ -38,6 +38,7 @@ PAGE = Path(__file__).resolve().parents[2] / "docs" / "python.md"
 NETWORKS = {
     "unet": TINY["unet_attention"],
     "mobile": (*TINY["unet_mobile"], "model.multipliers=[1]"),
+    "dit": (*TINY["dit"], "objective=lsd"),
     "mlp": (*TINY["mlp"], "data=bimodal"),
     "two_times": (*TINY["mlp"], "data=bimodal", "objective=meanflow"),
     "conditional": (*TINY["unet_small"], "model.num_classes=10"),
@@ -146,7 +147,7 @@ def file(tmp_path_factory):
 
 
 @with_onnx
-@pytest.mark.parametrize("name", ["unet", "mobile", "mlp", "two_times", "conditional"])
+@pytest.mark.parametrize("name", ["unet", "mobile", "dit", "mlp", "two_times", "conditional"])
 def test_it_predicts_as_torch_does(name, tmp_path):
     model = untrained(*NETWORKS[name])
     onnx.write(model, tmp_path / "net.onnx")

@@ -163,7 +163,9 @@ def test_an_impossible_operation_is_named() -> None:
     (x,), (dx,) = point(1)
 
     for name, fn in {
-        "scaled_dot_product_attention": lambda x: F.scaled_dot_product_attention(x, x, x),
+        "scaled_dot_product_attention": lambda x: F.scaled_dot_product_attention(
+            x, x, x, is_causal=True
+        ),
         "hstack": lambda x: torch.hstack([x, x]),
         "item": lambda x: x.mean().item(),
         "add_": lambda x: (x * 2).add_(1),

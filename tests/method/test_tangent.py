@@ -108,6 +108,18 @@ def test_clip_and_raw():
     assert tangent.Raw()(g) is g
 
 
+def test_split_goes_through_attention_as_the_dual_pass_does():
+    """Whose fused kernels have no forward derivative; the value is theirs in both."""
+    q, dq = torch.randn(2, 3, 7, 4).double()
+
+    def attend(q):
+        return torch.nn.functional.scaled_dot_product_attention(q, 2 * q, q + 1)
+
+    mine = tangent.split_jvp(attend, (q,), (dq,))
+    torch.testing.assert_close(mine[0], attend(q), rtol=0, atol=0)
+    torch.testing.assert_close(mine, dual.jvp(attend, (q,), (dq,)))
+
+
 def test_split_shares_the_dropout_mask_between_value_and_tangent():
     """For y = mask * x the tangent of x along x is y itself, if the mask is the same."""
     drop = torch.nn.Dropout(0.5)

@@ -12,6 +12,7 @@ from runs import TINY, composed_once
 from torch import Tensor, nn
 
 from scm.method import dual
+from scm.method.tangent import differentiable_attention
 from scm.nets import layers
 from scm.nets.embedding import Fourier, Positional
 from scm.nets.layers import channel_norm
@@ -25,6 +26,7 @@ SMALL: dict[str, dict[str, Any]] = {
     "unet_small": {"widths": [4, 8, 8], "blocks": [1, 1, 1], "embedding_width": 8, "patch": 1},
     "unet_attention": {"widths": [8, 16], "blocks": [1, 1], "attention_heads": 2},
     "unet_mobile": {"width": 8, "multipliers": [2, 4], "groups": 2},
+    "dit": {"width": 16, "blocks": 2, "embedding_width": 16, "attention_heads": 2},
     "mlp": {"width": 16, "blocks": 2, "embedding_width": 16},
 }
 PARAMETERS = {  # millions
@@ -32,6 +34,7 @@ PARAMETERS = {  # millions
     "unet_small": (0.3, 0.5),
     "unet_attention": (1.5, 2.6),
     "unet_mobile": (0.82, 0.84),
+    "dit": (1.5, 2.5),
     "mlp": (0.1, 0.5),
 }
 
@@ -109,7 +112,8 @@ def check_tangent(net: nn.Module, label: Tensor | None = None) -> None:
     out, dout = dual.jvp(fn, primals, tangents)
     plain = fn(*primals)
     torch.testing.assert_close(out, plain, rtol=0, atol=0)
-    _, reference = torch.func.jvp(fn, primals, tangents)
+    with differentiable_attention():
+        _, reference = torch.func.jvp(fn, primals, tangents)
     torch.testing.assert_close(dout, reference, rtol=1e-10, atol=1e-11)
     assert not any(d.requires_grad for d in dout) and all(d.any() for d in dout)
 
@@ -317,7 +321,7 @@ def test_master_weights_follow_their_input() -> None:
         assert layers.Conv2d(3, 4, 1)(torch.ones(2, 3, 5, 5, dtype=dtype)).dtype == dtype
 
 
-@pytest.mark.parametrize("model", ["unet", "mlp", "unet_mobile"])
+@pytest.mark.parametrize("model", ["unet", "mlp", "unet_mobile", "dit"])
 def test_a_network_without_an_embedding_perceptron_still_sees_the_time(model):
     """model.embedding_width=0: the blocks get the time embedding itself."""
     torch.manual_seed(0)
@@ -332,7 +336,7 @@ def test_a_network_without_an_embedding_perceptron_still_sees_the_time(model):
 
 
 def test_attention_is_softmax_of_scaled_products():
-    """Against torch's own kernel: a wrong scale, or heads mixed up, would show."""
+    """Written out head by head: a wrong scale, or heads mixed up, would show."""
     torch.manual_seed(0)
     attention = Attention(8, 2).double()
     with torch.no_grad():
@@ -343,7 +347,7 @@ def test_attention_is_softmax_of_scaled_products():
         part.unflatten(2, (2, 4)).transpose(1, 2)
         for part in (tokens @ attention.qkv.weight.T).chunk(3, dim=2)
     )
-    mixed = torch.nn.functional.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
+    mixed = ((q @ k.transpose(2, 3) / 2).softmax(-1) @ v).transpose(1, 2).flatten(2)
     expected = x + mixed.transpose(1, 2).reshape(x.shape)
     torch.testing.assert_close(attention(x), expected)
 
@@ -384,7 +388,7 @@ def test_the_conditioning_is_the_sum_of_time_second_time_and_class():
     assert not torch.isclose(e, at_0).any()
 
 
-@pytest.mark.parametrize("name", ["unet", "unet_attention", "mlp"])
+@pytest.mark.parametrize("name", ["unet", "unet_attention", "mlp", "dit"])
 def test_every_block_is_steered_by_the_same_features(name):
     net, seen = small(name), []
     for module in net.modules():

@@ -40,6 +40,7 @@ TINY = {  # overrides that make each model small
         "model.attention_heads=2",
     ),
     "unet_mobile": ("model=unet_mobile", "model.width=8", "model.groups=2"),
+    "dit": ("model=dit", "model.width=16", "model.blocks=2", "model.attention_heads=2"),
     "mlp": ("model=mlp", "model.width=16", "model.blocks=1"),
 }
 

@@ -167,7 +167,13 @@ OF_OPTIONS = {  # keys that only some options have
 }
 ELSEWHERE = (  # sizes come with the small models; data as they are; budgets end runs soon
     *("model.width*", "model.blocks", "model.multipliers", "model.patch", "model.groups"),
-    *("model.attention_heads", "model.num_classes", "trainer.budget.*", "trainer.threads"),
+    *(
+        "model.attention_heads",
+        "model.expansion",
+        "model.num_classes",
+        "trainer.budget.*",
+        "trainer.threads",
+    ),
     *("data.image_shape", "data.num_classes", "data.train_size", "data.test_size"),
     *("data.sigma_data*", "data.pad", "data.held_out", "model.width"),
     *("trainer.*quality_images", "model.image_shape"),
