@@ -241,15 +241,23 @@ def test_architecture_names_every_module():
     assert (sorted(there - named), sorted(named - there)) == ([], [])  # unnamed, gone
 
 
-def test_the_tables_of_results_are_the_commands_output():
-    files = sorted((REPOSITORY / "pretrained").glob("*.json"))
-    written = results.table([results.read(file) for file in files]).split("\n")
-    assert table("results.md", "python -m scm results pretrained/*.json") == written
-    short = table(
-        "README.md", "python -m scm results pretrained/*-n10000.json, seven of its columns"
-    )
-    many = [line for line in written if cells(line)[-2] in ("n", "---", "10,000")]
-    assert [cells(line) for line in short] == [cells(line)[:7] for line in many]
+@pytest.mark.parametrize(("page", "data"), [("results.md", "mnist"), ("colour.md", "color_mnist")])
+def test_the_tables_of_results_are_the_commands_output(page, data):
+    assert table(page, f"python -m scm results pretrained/{data}_*.json") == measured(data)
+
+
+def test_the_table_of_results_in_the_readme_is_a_part_of_it():
+    command = "python -m scm results pretrained/mnist_*-n10000.json, seven of its columns"
+    many = [line for line in measured("mnist") if cells(line)[-2] in ("n", "---", "10,000")]
+    assert [cells(line) for line in table("README.md", command)] == [
+        cells(line)[:7] for line in many
+    ]
+
+
+def measured(data):
+    """The lines of the table of what ships for these data."""
+    files = sorted((REPOSITORY / "pretrained").glob(f"{data}_*.json"))
+    return results.table([results.read(file) for file in files]).split("\n")
 
 
 @pytest.mark.parametrize("sweep", ["tangent", "time_embedding", "weighting", "discretization"])
