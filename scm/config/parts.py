@@ -58,46 +58,42 @@ class Data(Part):
 
 
 @dataclass(frozen=True, kw_only=True)
-class IdxFile:
-    """One idx file, or another."""
+class DataFile:
+    """One file of a data set."""
 
     file: str  # name in the folder; of an idx file without .gz
     sha256: str | None  # of the raw contents
 
 
-class IdxImages(Data):
-    """mnist, fashion_mnist."""
+class IdxData(Data):
+    """What sets that are made of MNIST's four files have."""
 
-    targets = ("scm.data.images.IdxImages",)
     root: str
     num_classes: int = whole(1, 2**16)
     train_size: int = whole(1, 2**32 - 1)  # idx files count no further
     test_size: int = whole(512, 2**32 - 1)  # what an evaluation looks at
-    train_images: IdxFile
-    train_labels: IdxFile
-    test_images: IdxFile
-    test_labels: IdxFile
-    torchvision: str | None
-    download: bool
+    train_images: DataFile
+    train_labels: DataFile
+    test_images: DataFile
+    test_labels: DataFile
     remedy: str
 
 
-class ColorMnist(Data):
+class IdxImages(IdxData):
+    """mnist, fashion_mnist."""
+
+    targets = ("scm.data.images.IdxImages",)
+    torchvision: str | None
+    download: bool
+
+
+class ColorMnist(IdxData):
     """color_mnist."""
 
     targets = ("scm.data.color_mnist.ColorMnist",)
-    root: str
     pad: int = whole(0, 1024)
     colour_seed: int = whole(0, 2**63 - 1)
     contrast: float = between(0, 441)  # the cube's diagonal is 441.7
-    num_classes: int = whole(1, 2**16)
-    train_size: int = whole(1, 2**32 - 1)
-    test_size: int = whole(512, 2**32 - 1)  # what an evaluation looks at
-    train_images: IdxFile
-    train_labels: IdxFile
-    test_images: IdxFile
-    test_labels: IdxFile
-    remedy: str
 
 
 class ImageFolder(Data):
@@ -116,7 +112,7 @@ class Cifar10(Data):
 
     targets = ("scm.data.cifar.Cifar10",)
     root: str
-    archive: IdxFile
+    archive: DataFile
     num_classes: int = whole(1, 2**16)
     horizontal_flips: bool
     download: bool

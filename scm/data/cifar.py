@@ -18,7 +18,7 @@ from torch import Tensor
 from scm.core.errors import UserError
 from scm.core.files import REPOSITORY, expanded, reading
 from scm.data.images import ImageDataset
-from scm.data.readers import IdxSource, fetched
+from scm.data.readers import FileSource, fetched
 
 FOLDER = "cifar-10-batches-py"
 PARTS = {"train": [f"data_batch_{i}" for i in range(1, 6)], "test": ["test_batch"]}
@@ -39,7 +39,7 @@ class Cifar10(ImageDataset):
     """
 
     def __init__(
-        self, *, root: str, archive: IdxSource, download: bool, remedy: str, **described: Any
+        self, *, root: str, archive: FileSource, download: bool, remedy: str, **described: Any
     ) -> None:
         path = REPOSITORY / expanded(root) / archive["file"]
         if download:

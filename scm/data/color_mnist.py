@@ -14,7 +14,7 @@ from scm.core.errors import UserError
 from scm.core.rng import generator
 from scm.data.dataset import to_float
 from scm.data.images import ImageDataset, idx_parts
-from scm.data.readers import IdxFolder, IdxSource
+from scm.data.readers import FileSource, IdxFolder
 
 PAIRS = 8  # colours drawn for each image, of which the first with enough contrast is taken
 PIECE = 4096  # images coloured at once
@@ -39,10 +39,10 @@ class ColorMnist(ImageDataset):
         contrast: float,
         train_size: int,
         test_size: int,
-        train_images: IdxSource,
-        train_labels: IdxSource,
-        test_images: IdxSource,
-        test_labels: IdxSource,
+        train_images: FileSource,
+        train_labels: FileSource,
+        test_images: FileSource,
+        test_labels: FileSource,
         remedy: str,
         **described: Any,  # the other arguments of `ImageDataset`
     ) -> None:

@@ -8,7 +8,7 @@ from torch import Tensor
 from scm.core.errors import UserError
 from scm.core.rng import generator
 from scm.data.dataset import Batch, Dataset, batch_indices, to_float
-from scm.data.readers import IdxFolder, IdxSource
+from scm.data.readers import FileSource, IdxFolder
 
 PIECE = 2**26  # pixels counted at once: a mapped set is not read whole
 LARGEST_ON_DEVICE = 2**31  # bytes of images; more stay on the CPU, and batches are copied
@@ -143,10 +143,10 @@ class IdxImages(ImageDataset):
         image_shape: tuple[int, int, int] | list[int],
         train_size: int,
         test_size: int,
-        train_images: IdxSource,
-        train_labels: IdxSource,
-        test_images: IdxSource,
-        test_labels: IdxSource,
+        train_images: FileSource,
+        train_labels: FileSource,
+        test_images: FileSource,
+        test_labels: FileSource,
         torchvision: str | None,
         download: bool,
         remedy: str,
@@ -170,7 +170,7 @@ class IdxImages(ImageDataset):
 
 
 def idx_parts(
-    folder: IdxFolder, size: tuple[int, int], **parts: tuple[IdxSource, IdxSource, int]
+    folder: IdxFolder, size: tuple[int, int], **parts: tuple[FileSource, FileSource, int]
 ) -> dict[str, tuple[Tensor, Tensor]]:
     """Images uint8 (n, 1, H, W) and labels (n,) of each part: (images' file, labels' file, n)."""
     return {

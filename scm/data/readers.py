@@ -23,7 +23,7 @@ log = logging.getLogger(__name__)
 PIECE = 2**24  # bytes
 
 
-class IdxSource(TypedDict):
+class FileSource(TypedDict):
     """One file: its name without .gz, and the SHA-256 of its raw contents (None: unverified)."""
 
     file: str
@@ -42,7 +42,7 @@ class IdxFolder:
         self.root = REPOSITORY / expanded(root)
         self.remedy = remedy
 
-    def read(self, source: IdxSource, shape: tuple[int, ...]) -> Tensor:
+    def read(self, source: FileSource, shape: tuple[int, ...]) -> Tensor:
         """Return the file's unsigned bytes as uint8 of `shape`; UserError where it has others."""
         path = self._find(source["file"])
         # Header: two zero bytes, 8 for unsigned bytes, the rank, then big-endian int32 dimensions.

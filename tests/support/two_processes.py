@@ -34,25 +34,30 @@ def check_gradients() -> None:
             )
 
 
-def check_matching() -> None:
-    """The network and the one that scores its samples, after two steps: those of one process."""
-    small = ("data=bimodal", *TINY["mlp"], "matching=dmd", "matching.score_steps=2")
-    small += ("objective/velocity@matching.velocity=exact", "trainer.batch_size=9")
-    small += ("trainer.lr_warmup_steps=0",)
+MATCHING = (
+    *("data=bimodal", *TINY["mlp"], "matching=dmd", "matching.score_steps=2"),
+    "objective/velocity@matching.velocity=exact",
+)
+COLOUR = ("data=color_mnist", *TINY["dit"], "trainer.precision=fp32", "objective.init=null")
+
+
+def check_steps(*run: str) -> None:
+    """The network, and one that scores its samples, after two steps: those of one process."""
     ends = []
     for processes in (World(), world()):
         with TemporaryDirectory() as folder:
-            parts = built(Path(folder) / "run", *small)
-        assert parts.score is not None
-        nets = (parts.learner.net, parts.score.net)
-        before = [deepcopy(net.state_dict()) for net in nets]
+            whole = (*run, "trainer.batch_size=9", "trainer.lr_warmup_steps=0")
+            parts = built(Path(folder) / "run", *whole)
+        learners = [learner for learner in (parts.learner, parts.score) if learner is not None]
+        before = [deepcopy(learner.net.state_dict()) for learner in learners]
         task = replace(parts.task, world=processes)
         steps = train_steps(parts.learner, task, lambda: 0.0, parts.score)
         records = [next(steps).scalars for _ in range(2)]
-        assert parts.score.step == 4
+        assert parts.score is None or parts.score.step == 4
+        nets = [learner.net.state_dict() for learner in learners]
         for net, first in zip(nets, before, strict=True):
-            assert any(not torch.equal(value, first[k]) for k, value in net.state_dict().items())
-        ends.append([*(net.state_dict() for net in nets), *records])
+            assert any(not torch.equal(value, first[k]) for k, value in net.items())
+        ends.append([*nets, *records])
     for mine, expected in zip(ends[1], ends[0], strict=True):
         torch.testing.assert_close(mine, expected, rtol=1e-3, atol=1e-5)  # float32, another order
 
@@ -82,7 +87,10 @@ if __name__ == "__main__":
     torch.set_num_threads(1)
     check_agreement()
     check_gradients()
-    check_matching()
-    world().first(lambda: print("gradients and matching agree", flush=True))
+    check_steps(*MATCHING)
+    check_steps(*COLOUR)
+    world().first(
+        lambda: print("gradients, matching, colour and the transformer agree", flush=True)
+    )
     sys.argv[0] = "run.py"
     runpy.run_path("run.py", run_name="__main__")

@@ -43,13 +43,23 @@ def test_every_objective_trains_every_model(objective, model, teachers, tmp_path
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("objective", ["ect", "cmt", "discrete_ct", "discrete_cd"])
+def test_the_transformer_trains_with_the_other_objectives_too(objective, teachers, tmp_path):
+    teacher = teachers("dit")
+    names = (f"objective={objective}", f"objective.teacher={teacher}")
+    metrics = trained(tmp_path / "run", *names, *TINY["dit"], *TWO_STEPS, teacher=teacher)
+    assert metrics["status"] == "done" and metrics["steps"] == 2
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("model", ["unet_small", "dit"])
 @pytest.mark.parametrize("objective", FLOW_MAPS)
-def test_every_flow_map_trains_from_a_teacher_of_one_time(objective, teachers, tmp_path):
+def test_every_flow_map_trains_from_a_teacher_of_one_time(objective, model, teachers, tmp_path):
     """And says the same as the teacher before its first step, whatever s is."""
-    teacher = teachers("unet_small")
+    teacher = teachers(model)
     names = (f"objective={objective}", f"objective.teacher={teacher}", "objective.init=teacher")
     torch.manual_seed(0)
-    parts = built(tmp_path / "run", *names, *TINY["unet_small"], *TWO_STEPS, teacher=teacher)
+    parts = built(tmp_path / "run", *names, *TINY[model], *TWO_STEPS, teacher=teacher)
     x, t, s = torch.randn(2, 1, 28, 28), torch.tensor([0.3, 1.2]), torch.tensor([0.1, 0.0])
     with torch.no_grad():
         torch.testing.assert_close(parts.learner.net(x, t, None, s), parts.learner.net(x, t))

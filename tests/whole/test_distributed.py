@@ -136,7 +136,9 @@ def test_two_processes_agree_and_share_each_run_of_a_sweep(alone, tmp_path):
     jobs = ["-m", f"hydra.sweep.dir={tmp_path}", *quick(*RUN), "trainer.batch_size=1,9"]
     job = torchrun(str(TESTS / "support" / "two_processes.py"), *jobs)
     said, _ = job.communicate(timeout=400)
-    assert job.returncode != 0 and "gradients and matching agree" in said, said
+    assert (
+        job.returncode != 0 and "gradients, matching, colour and the transformer agree" in said
+    ), said
     found = {
         path.parent.name: json.loads(path.read_text()) for path in tmp_path.glob("*/metrics.json")
     }
