@@ -2,7 +2,7 @@
 
 PYTHON ?= python3
 LOGDIR ?= outputs
-ARGS ?= objective=sct weighting=unit
+ARGS ?= experiment=mnist_sct
 
 BIN := .venv/bin
 INSTALLED := .venv/.installed
