@@ -2,7 +2,7 @@
 
 PYTHON ?= python3
 LOGDIR ?= outputs
-ARGS ?= experiment=mnist_sct
+ARGS ?= experiment=mnist_scd_guided
 
 BIN := .venv/bin
 INSTALLED := .venv/.installed
@@ -24,7 +24,7 @@ $(INSTALLED): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --disable-pip-version-check $(PIP_ARGS) -e '.[dev]' -c constraints.txt
 	@touch $@
 
-train: $(INSTALLED) ## train sCT on MNIST; another job: make train ARGS="objective=diffusion"
+train: $(INSTALLED) ## distil a guided teacher on MNIST; another job: make train ARGS="objective=sct"
 	$(BIN)/python run.py $(ARGS)
 
 test: lint ## all that `check` does, and the slow tests too
