@@ -2,7 +2,7 @@
 
 PYTHON ?= python3
 LOGDIR ?= outputs
-ARGS ?= experiment=mnist_scd_guided
+ARGS ?= experiment=mnist_scd_classes
 
 BIN := .venv/bin
 INSTALLED := .venv/.installed

@@ -8,6 +8,9 @@ import torch
 from runs import TINY, quick
 
 import scm
+from scm.config.metrics import feature_weights
+from scm.data.dataset import to_uint8
+from scm.evaluation import features
 from scm.storage import model as models
 
 SHORT = (*TINY["mlp"], "data=bimodal", "trainer.budget.steps=2", "trainer.log_every=1")
@@ -39,6 +42,15 @@ def test_a_diffusion_models_steps_are_heuns():
         teacher.sampler_with(0)
     with pytest.raises(scm.UserError, match="learns velocity, so it has no second time"):
         teacher.flow(torch.zeros(1, 1, 28, 28), 1.0, 0.5)
+
+
+@pytest.mark.parametrize("name", ["mnist_scd_classes", "mnist_dmd_classes"])
+def test_a_shipped_model_draws_the_digit_that_it_is_told(name):
+    model = scm.load(name, device="cpu", precision="fp32")
+    read = features.load(feature_weights("mnist"), model.device)
+    for told in ({}, {"label": 7}):
+        seen = read(to_uint8(model.sample(40, steps=2, **told)))
+        assert seen.probabilities.argmax(1).eq(model.labels(40, **told)).sum() > 35
 
 
 def test_denoise_is_f_at_one_time_or_one_each(student):
