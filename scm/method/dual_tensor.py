@@ -30,9 +30,8 @@ class Dual(Tensor):
         cls, func: Callable, types: Any, args: tuple = (), kwargs: dict | None = None
     ) -> Any:
         kwargs = kwargs or {}
-        name = getattr(func, "__name__", repr(func))
-        if kwargs.get("inplace") or name == "__setitem__" or re.search("[^_]_$", name):
-            raise NotImplementedError(f"dual pass: {name!r} works in place, which has no rule")
+        if kwargs.get("inplace"):
+            raise in_place(func)
         with torch._C.DisableTorchFunctionSubclass():
             return RULES.get(func, by_functorch)(func, *args, **kwargs)
 
@@ -141,9 +140,17 @@ def constant(f: Callable, *args: Any, **kwargs: Any) -> Any:
     return f(*map(value_of, args), **{k: value_of(a) for k, a in kwargs.items()})
 
 
+def in_place(f: Callable) -> NotImplementedError:
+    """The error of an operation that changes its operand."""
+    name = getattr(f, "__name__", repr(f))
+    return NotImplementedError(f"dual pass: {name!r} works in place, which has no rule")
+
+
 def by_functorch(f: Callable, *args: Any, **kwargs: Any) -> Any:
     """An operation without a rule: ``torch.func.jvp`` of it alone, the tangent's record dropped."""
     name = getattr(f, "__name__", repr(f))
+    if name == "__setitem__" or re.search("[^_]_$", name):
+        raise in_place(f)
     duals = [a for a in (*args, *kwargs.values()) if isinstance(a, Dual)]
     if not duals:
         raise NotImplementedError(f"dual pass: no rule for the operation {name!r}: write one")
