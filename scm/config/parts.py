@@ -289,3 +289,10 @@ class FusedOptimizer(Optimizer):
 
     targets = ("torch.optim.AdamW",)
     fused: bool
+
+
+class MomentumOptimizer(Optimizer):
+    """muon."""
+
+    targets = ("scm.training.muon.Muon",)
+    momentum: float = below_1()

@@ -78,9 +78,10 @@ def assemble(config: Config, folder: RunFolder, *, teacher: str | None) -> Assem
         device=device,
         quality=_quality(config, data, device),
     )
-    learner, score = _learner(net, "optimizer", config.optimizer), None
+    learner, score = _learner(net, "optimizer", config.optimizer, dtype), None
     if config.matching is not None and objective.matching is not None:
-        score = _learner(objective.matching.score, "matching.optimizer", config.matching.optimizer)
+        settings = config.matching.optimizer
+        score = _learner(objective.matching.score, "matching.optimizer", settings, dtype)
     watch = Watch(device)
     if trainer.branch is not None and not _begun(folder):
         sources["branch"] = _branch(learner, score, watch, config, found(trainer.branch))
@@ -98,8 +99,8 @@ def assemble(config: Config, folder: RunFolder, *, teacher: str | None) -> Assem
     )
 
 
-def _learner(net: nn.Module, key: str, settings: parts.Optimizer) -> Learner:
-    given = {"params": lambda: list(net.parameters())}
+def _learner(net: nn.Module, key: str, settings: parts.Optimizer, dtype: torch.dtype) -> Learner:
+    given = {"params": lambda: list(net.parameters()), "dtype": lambda: dtype}
     return Learner(net, construct(torch.optim.Optimizer, key, settings, given))
 
 

@@ -126,7 +126,7 @@ def test_a_method_is_what_its_sources_say(objective):
     assert {key: flat.get(key) for key in VALUES[objective]} == VALUES[objective]
 
 
-@pytest.mark.parametrize("optimizer", ["adamw", "radam"])
+@pytest.mark.parametrize("optimizer", ["adamw", "radam", "muon"])
 def test_an_optimizer_leaves_rate_and_betas_to_the_objective(optimizer):
     """A value of its own would stand twice, and count wherever an objective forgot it."""
     own = yaml.safe_load((CONF / "optimizer" / f"{optimizer}.yaml").read_text())

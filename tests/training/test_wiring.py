@@ -162,7 +162,7 @@ def test_the_teacher_is_the_trained_one_at_rest(models, tmp_path):
         ("discrete_cd", 2e-4, [0.0, 0.99], (-1.5, 2.0)),
     ],
 )
-@pytest.mark.parametrize("optimizer", ["adamw", "radam"])
+@pytest.mark.parametrize("optimizer", ["adamw", "radam", "muon"])
 def test_an_objective_sets_rate_betas_and_proposal_whatever_the_optimiser(
     objective, rate, betas, proposal, optimizer
 ):
