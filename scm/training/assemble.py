@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from scm.config import metrics, parts, rules
+from scm.config import methods, metrics, parts, rules
 from scm.config.allow import construct
 from scm.config.read import flatten, read
 from scm.config.schema import Config, Facts
@@ -59,6 +59,7 @@ def assemble(config: Config, folder: RunFolder, *, teacher: str | None) -> Assem
     machine.prepare(trainer.threads)
     device = machine.find_device(trainer.device.name)
     dtype = machine.find_dtype(trainer.precision.name, device)
+    _check_form(config.objective, device, dtype)
     world = distributed.world()
     world.check(trainer.batch_size, device)
     data = models.dataset(config.data).to(device)
@@ -110,6 +111,18 @@ def _check_classes(num_classes: int, data: Dataset) -> None:
             f"model.num_classes={num_classes}: {data.name} has {data.num_classes} classes; use "
             "that number, or 0 for an unconditional model"
         )
+
+
+def _check_form(objective: methods.Objective, device: torch.device, dtype: torch.dtype) -> None:
+    """There torch gives the norm's tangent in float32, and the next weight is in 16 bits."""
+    derivative = getattr(objective, "derivative", None)
+    for key, part in (("objective", objective), ("objective.derivative", derivative)):
+        split = getattr(part, "form", None) in (methods.Form.split, "split")
+        if split and device.type == "cuda" and dtype.itemsize == 2:
+            raise UserError(
+                f"{key}.form=split: torch.func.jvp mixes types on a GPU in 16 bits; use "
+                f"{key}.form=dual, or trainer.precision=fp32"
+            )
 
 
 def _quality(config: Config, dataset: Dataset, device: torch.device) -> Quality | None:

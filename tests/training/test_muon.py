@@ -68,7 +68,7 @@ def test_a_step_of_the_rest_is_torchs_adamw():
 
 
 def test_both_kinds_step_equally_far_at_one_rate():
-    """0.2 lr, Adam's usual step, in root mean square of a matrix; Adam's first step is all of lr."""
+    """0.2 lr in root mean square, which is Adam's usual step; its first step is all of lr."""
     torch.manual_seed(0)
     matrix, bias = nn.Parameter(torch.zeros(64, 64, 3, 3)), nn.Parameter(torch.zeros(7))
     optimizer = muon([matrix, bias])

@@ -8,12 +8,13 @@ import torch
 from runs import TINY, built, composed_once, trained_of
 
 from scm.config.compose import composed
-from scm.core import rng
+from scm.core import machine, rng
 from scm.core.errors import UserError
 from scm.evaluation.evaluator import Evaluation, Evaluator
 from scm.method import schedules
 from scm.storage import store
 from scm.storage.model import load
+from scm.training.assemble import _check_form
 from scm.training.loop import train_steps
 
 SMALL = ("data=bimodal", *TINY["mlp"], "trainer.batch_size=64")
@@ -178,6 +179,35 @@ def test_the_optimiser_gets_what_the_config_says(tmp_path):
     optimizer = built(tmp_path / "run", *SMALL, *given, "optimizer.lr=0.01").learner.optimizer
     found = {key: optimizer.defaults[key] for key in ("betas", "eps", "weight_decay", "lr")}
     assert found == {"betas": (0.3, 0.7), "eps": 1e-5, "weight_decay": 0.1, "lr": 0.01}
+
+
+def test_muon_gets_what_the_config_says(tmp_path):
+    given = ("optimizer=muon", "optimizer.momentum=0.7", "optimizer.betas=[0.3,0.7]")
+    parts = built(tmp_path / "run", *SMALL, *given, "optimizer.lr=0.01", "trainer.precision=bf16")
+    matrices, others = parts.learner.optimizer.param_groups
+    assert (matrices["momentum"], others["betas"], matrices["lr"]) == (0.7, (0.3, 0.7), 0.01)
+    assert {p.ndim for p in matrices["params"]} == {2} and {p.ndim for p in others["params"]} == {1}
+    assert len([*matrices["params"], *others["params"]]) == len([*parts.learner.net.parameters()])
+    assert parts.learner.optimizer.dtype == torch.bfloat16
+    before = [p.detach().clone() for p in parts.learner.net.parameters()]
+    steps_of(parts, 2)
+    now = parts.learner.net.parameters()
+    assert {p.ndim for p, old in zip(now, before, strict=True) if not torch.equal(p, old)} == {1, 2}
+
+
+def test_the_split_form_is_refused_where_torch_mixes_types(tmp_path, monkeypatch):
+    """On a GPU in 16 bits; nothing is moved there before."""
+    monkeypatch.setattr(machine, "find_device", lambda choice: torch.device("cuda"))
+    monkeypatch.setattr(machine, "find_dtype", lambda choice, device: torch.bfloat16)
+    split = (*SMALL, "objective=sct", "objective.init=null", "objective.derivative.form=split")
+    with pytest.raises(UserError, match=r"objective\.derivative\.form=split: .*form=dual"):
+        built(tmp_path / "run", *split)
+    with pytest.raises(UserError, match=r"objective\.form=split: .*form=dual"):
+        built(tmp_path / "run", *SMALL, "objective=lsd", "objective.form=split")
+    monkeypatch.setattr(machine, "find_device", lambda choice: torch.device("cpu"))
+    built(tmp_path / "run", *SMALL, "objective=lsd", "objective.form=split")
+    objective = composed(["objective=lsd", "objective.form=split"]).objective
+    _check_form(objective, torch.device("cuda"), torch.float32)
 
 
 def test_a_key_of_the_objective_cannot_disagree_with_the_optimisers():
