@@ -56,7 +56,6 @@ gpu: $(INSTALLED) ## on a GPU: every number of docs/performance.md, then the lar
 	  --suite $$suite --device cuda --out outputs/gpu/$$suite.json > outputs/gpu/$$suite.md; done
 	$(BIN)/python run.py experiment=mnist_teacher_gpu trainer.device=cuda hydra.run.dir=outputs/gpu/teacher
 	$(BIN)/python run.py experiment=mnist_scd_gpu trainer.device=cuda data.teacher=outputs/gpu/teacher \
-	  objective/velocity=guided objective.velocity.guide=pretrained/mnist_guide.safetensors \
 	  hydra.run.dir=outputs/gpu/scd
 	$(BIN)/python run.py experiment=mnist_dmd_gpu trainer.device=cuda data.teacher=outputs/gpu/teacher \
 	  objective.init=outputs/gpu/scd hydra.run.dir=outputs/gpu/dmd

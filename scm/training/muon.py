@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-QUINTIC = (3.4445, -4.7750, 2.0315)  # (Jordan et al. 2024): from 0.003 up, values go near 1
-ITERATIONS = 5
+QUINTIC = (3.4445, -4.7750, 2.0315)  # Jordan et al. 2024
+ITERATIONS = 5  # 0.003 to 1 have then become 0.68 to 1.2
 
 
 class Muon(torch.optim.Optimizer):
