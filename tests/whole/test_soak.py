@@ -152,6 +152,7 @@ OF_OPTIONS = {  # keys that only some options have
     ("sampler", "one_step two_step multi_step flow_two_step ddim heun"): {
         "sampler.{sampler}.sigma_max": log_uniform(20, 200)
     },
+    ("optimizer", "muon"): {"optimizer.momentum": one_of(0, 0.95)},
     ("sampler", "flow_two_step"): {"sampler.{sampler}.gamma": uniform(0, 1)},
     ("sampler", "multi_step"): {"sampler.multi_step.times": falling_times},
     ("sampler", "ddim heun"): {
