@@ -117,7 +117,7 @@ def _check_form(objective: methods.Objective, device: torch.device, dtype: torch
     """There torch gives the norm's tangent in float32, and the next weight is in 16 bits."""
     derivative = getattr(objective, "derivative", None)
     for key, part in (("objective", objective), ("objective.derivative", derivative)):
-        split = getattr(part, "form", None) in (methods.Form.split, "split")
+        split = getattr(part, "form", None) is methods.Form.split
         if split and device.type == "cuda" and dtype.itemsize == 2:
             raise UserError(
                 f"{key}.form=split: torch.func.jvp mixes types on a GPU in 16 bits; use "

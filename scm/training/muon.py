@@ -65,10 +65,8 @@ class Muon(torch.optim.Optimizer):
 
     def _nesterov(self, p: Tensor, group: dict[str, Any]) -> Tensor:
         assert p.grad is not None
-        state, momentum = self.state[p], group["momentum"]
-        mean = state.setdefault("mean", torch.zeros_like(p))
-        mean.lerp_(p.grad, 1 - momentum)
-        return p.grad.lerp(mean, momentum)
+        mean = self._kept(p, "mean").lerp_(p.grad, 1 - group["momentum"])
+        return p.grad.lerp(mean, group["momentum"])
 
     def _adam(self, params: list[Tensor], group: dict[str, Any]) -> list[Tensor]:
         (beta1, beta2), updates = group["betas"], []
@@ -76,12 +74,17 @@ class Muon(torch.optim.Optimizer):
             assert p.grad is not None
             state = self.state[p]
             step = state["step"] = state.get("step", 0) + 1
-            mean = state.setdefault("mean", torch.zeros_like(p)).lerp_(p.grad, 1 - beta1)
-            square = state.setdefault("square", torch.zeros_like(p))
-            square.lerp_(p.grad.square(), 1 - beta2)
+            mean = self._kept(p, "mean").lerp_(p.grad, 1 - beta1)
+            square = self._kept(p, "square").lerp_(p.grad.square(), 1 - beta2)
             spread = (square / (1 - beta2**step)).sqrt() + group["eps"]
             updates.append(mean / (1 - beta1**step) / spread)
         return updates
+
+    def _kept(self, p: Tensor, name: str) -> Tensor:
+        """An average of p's that the state holds, from zero."""
+        if name not in self.state[p]:
+            self.state[p][name] = torch.zeros_like(p)
+        return self.state[p][name]
 
 
 def orthogonal(matrices: Tensor) -> Tensor:
@@ -89,10 +92,11 @@ def orthogonal(matrices: Tensor) -> Tensor:
 
     Newton and Schulz's iteration with a quintic, on whichever side is shorter (Jordan et al. 2024).
     """
-    x = matrices if matrices.shape[1] <= matrices.shape[2] else matrices.mT
+    tall = matrices.shape[1] > matrices.shape[2]
+    x = matrices.mT if tall else matrices
     x = x / x.flatten(1).norm(dim=1).clamp_min(1e-7)[:, None, None]
     a, b, c = QUINTIC
     for _ in range(ITERATIONS):
         gram = x @ x.mT
         x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
-    return x if matrices.shape[1] <= matrices.shape[2] else x.mT
+    return x.mT if tall else x
